@@ -1,0 +1,1 @@
+"""What the guest's architecture demands; only x86 so far."""

@@ -1,0 +1,47 @@
+"""How the boot vCPU enters a loaded image: what every loader returns."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+from pyvmm.kvm.state import Regs
+
+
+class EntryMode(enum.Enum):
+    """CPU mode at the image's first instruction."""
+
+    REAL = "real"
+    """16-bit real mode; CS base = ``cs << 4``, ``regs.rip`` is the offset."""
+    PROTECTED = "protected"
+    """32-bit protected mode, paging off, flat 4 GiB segments (Multiboot, PVH)."""
+    LONG = "long"
+    """64-bit long mode, boot page tables identity-map the low 4 GiB (Linux 64-bit boot protocol)."""
+
+
+@dataclass(frozen=True)
+class BootOptions:
+    """What the user asked for, as far as loaders care."""
+
+    command_line: str = ""
+    initrd: str | None = None
+    cpus: int = 1
+    load_address: int | None = None
+    """Where a flat real-mode image goes (default 0x7c00)."""
+    guest_decompress: bool = False
+    """Let a bzImage unpack itself in the guest instead of on the host."""
+    acpi: bool = True
+
+
+@dataclass(frozen=True)
+class LoadedImage:
+    """An image in guest memory, ready to be entered."""
+
+    kind: str
+    """One of ``vmlinux``, ``pvh``, ``bzimage``, ``multiboot``, ``elf``, ``flat``."""
+    mode: EntryMode
+    regs: Regs
+    cs: int = 0
+    """Real-mode code segment (REAL only)."""
+    notes: tuple[str, ...] = field(default_factory=tuple)
+    """What the loader decided, for humans (``zstd payload 5.1 MiB unpacked to 21 MiB``)."""

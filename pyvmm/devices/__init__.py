@@ -1,0 +1,1 @@
+"""Device models. They know offsets, an interrupt line and a backend; never KVM."""

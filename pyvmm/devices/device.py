@@ -1,0 +1,68 @@
+"""What a device is: registers at offsets, an interrupt line, state that can be saved. No addresses, no KVM."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+
+class IrqLine(Protocol):
+    """One interrupt input, as a device sees it."""
+
+    def set_level(self, level: bool) -> None:
+        """Drive the line high (``True``) or low."""
+
+
+class Device:
+    """Base of every device model.
+
+    ``read``/``write`` get an offset from the start of the device's range and an access size in bytes that
+    the bus has already cut down to ``max_access``. Registers are hostile territory: any offset, any value,
+    any order must leave the device in a legal state and must not raise.
+    """
+
+    section_id = ""
+    """Name of the device's section in saved state; unique in a machine."""
+    version = 1
+    """Version of that section's fields."""
+    max_access = 1
+    """Widest access in bytes; the bus splits wider ones into consecutive offsets, as an 8-bit ISA bus does."""
+
+    def read(self, offset: int, size: int) -> int:
+        """Value of ``size`` bytes at ``offset``."""
+        raise NotImplementedError(f"read is not implemented for {type(self).__name__}")
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Write ``size`` bytes of ``value`` at ``offset``."""
+        raise NotImplementedError(f"write is not implemented for {type(self).__name__}")
+
+    def reset(self) -> None:
+        """Back to the power-on state."""
+        raise NotImplementedError(f"reset is not implemented for {type(self).__name__}")
+
+    def save(self) -> dict[str, Any]:
+        """Everything :meth:`load` needs to go on exactly here."""
+        raise NotImplementedError(f"save is not implemented for {type(self).__name__}")
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over ``state`` as :meth:`save` made it."""
+        raise NotImplementedError(f"load is not implemented for {type(self).__name__}")
+
+
+class PortHint(Protocol):
+    """How a device tells the native run loop that a port needs no Python for now.
+
+    The loop then serves the port itself: a *sink* collects written bytes for :meth:`Device.write`'s
+    equivalent ``sink`` callback, a *latch* answers one-byte reads with a constant. The device keeps the
+    hints true: it withdraws them before its registers stop behaving that way.
+    """
+
+    def set_sink(self, offset: int, on: bool) -> None:
+        """One-byte writes at ``offset`` are pure output (delivered later, in order) while ``on``."""
+
+    def set_latch(self, offset: int, value: int | None) -> None:
+        """One-byte reads at ``offset`` return ``value`` without side effects; ``None``: ask the device."""
+
+
+Output = Callable[[bytes], None]
+"""Where a device's output goes."""

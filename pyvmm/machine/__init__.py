@@ -1,0 +1,1 @@
+"""A whole machine: configuration, wiring, vCPU threads, run state."""

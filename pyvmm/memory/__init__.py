@@ -1,0 +1,1 @@
+"""Guest memory and what was written to it."""

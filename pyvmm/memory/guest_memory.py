@@ -1,0 +1,128 @@
+"""Guest-physical memory: one memfd per region, mapped here, every access bounds-checked.
+
+Nothing outside ``pyvmm/memory`` holds a raw buffer of guest memory; the native core gets the table of
+regions (GPA, size, HVA) and checks bounds itself. Whatever the host writes into guest memory is marked
+in the region's :class:`DirtyBitmap`, because KVM's dirty log only sees what vCPUs write.
+"""
+
+from __future__ import annotations
+
+import bisect
+import mmap
+import os
+from collections.abc import Iterable, Iterator
+
+from pyvmm.errors import ConfigError, GuestMemoryError, HostError
+from pyvmm.memory.dirty import DirtyBitmap
+from pyvmm.native import address_of
+
+PAGE_SIZE = 4096
+
+
+class Region:
+    """``size`` bytes of guest RAM from guest-physical address ``gpa``, backed by a memfd.
+
+    Owns the memfd and its mapping; :meth:`close` gives both back.
+    """
+
+    def __init__(self, gpa: int, size: int, name: str = "ram", *, private: bool = False) -> None:
+        if gpa % PAGE_SIZE or size % PAGE_SIZE or size <= 0:
+            raise ConfigError(f"memory region {name}: {gpa:#x}+{size:#x} is not made of whole 4 KiB pages")
+        self.gpa = gpa
+        self.size = size
+        self.name = name
+        self.fd = os.memfd_create(f"pyvmm-{name}", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(self.fd, size)
+            sharing = mmap.MAP_PRIVATE if private else mmap.MAP_SHARED
+            self._map = mmap.mmap(self.fd, size, flags=sharing | mmap.MAP_NORESERVE)
+        except (OSError, ValueError, OverflowError) as error:
+            os.close(self.fd)
+            raise HostError(f"cannot map {size >> 20} MiB of guest memory: {error}; use a smaller --memory") from None
+        self.hva = address_of(self._map)
+        self.dirty = DirtyBitmap(size // PAGE_SIZE)
+
+    @property
+    def end(self) -> int:
+        """First guest-physical address after the region."""
+        return self.gpa + self.size
+
+    def close(self) -> None:
+        """Unmap and close the memfd; the KVM memslot over it must be gone."""
+        if self.fd >= 0:
+            self._map.close()
+            os.close(self.fd)
+            self.fd = -1
+
+
+class GuestMemory:
+    """All of a guest's RAM. Accesses may cross adjacent regions; a hole raises GuestMemoryError."""
+
+    def __init__(self, regions: Iterable[Region]) -> None:
+        self.regions = sorted(regions, key=lambda r: r.gpa)
+        for before, after in zip(self.regions, self.regions[1:], strict=False):
+            if before.end > after.gpa:
+                raise ConfigError(f"memory regions {before.name} and {after.name} overlap")
+        self._starts = [r.gpa for r in self.regions]
+
+    @property
+    def size(self) -> int:
+        """Bytes of RAM, holes not counted."""
+        return sum(r.size for r in self.regions)
+
+    def _pieces(self, gpa: int, size: int, what: str) -> Iterator[tuple[Region, int, int]]:
+        """(region, offset in it, length) covering ``[gpa, gpa+size)``; checks all before the first."""
+        if gpa < 0 or size < 0:
+            raise GuestMemoryError(gpa, size, what)
+        pieces = []
+        at, left = gpa, size
+        while left:
+            index = bisect.bisect_right(self._starts, at) - 1
+            if index < 0 or at >= self.regions[index].end:
+                raise GuestMemoryError(gpa, size, what)
+            region = self.regions[index]
+            length = min(left, region.end - at)
+            pieces.append((region, at - region.gpa, length))
+            at += length
+            left -= length
+        return iter(pieces)
+
+    def contains(self, gpa: int, size: int = 1) -> bool:
+        """Whether all of ``[gpa, gpa+size)`` is RAM."""
+        try:
+            self._pieces(gpa, size, "check")
+        except GuestMemoryError:
+            return False
+        return True
+
+    def read(self, gpa: int, size: int) -> bytes:
+        """``size`` bytes from ``gpa``; GuestMemoryError if any of them is not RAM."""
+        return b"".join(r._map[o : o + n] for r, o, n in self._pieces(gpa, size, "read"))
+
+    def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
+        """Write ``data`` at ``gpa`` and mark its pages dirty; nothing is written if any byte is not RAM."""
+        view = memoryview(data)
+        done = 0
+        for region, offset, length in self._pieces(gpa, len(view), "write"):
+            region._map[offset : offset + length] = view[done : done + length]
+            region.dirty.mark(offset // PAGE_SIZE, (offset + length - 1) // PAGE_SIZE + 1)
+            done += length
+
+    def read_uint(self, gpa: int, size: int) -> int:
+        """A little-endian unsigned integer of ``size`` bytes."""
+        return int.from_bytes(self.read(gpa, size), "little")
+
+    def write_uint(self, gpa: int, size: int, value: int) -> None:
+        """Write the low ``size`` bytes of ``value``, little-endian."""
+        self.write(gpa, (value & ((1 << (8 * size)) - 1)).to_bytes(size, "little"))
+
+    def zero(self, gpa: int, size: int) -> None:
+        """Write zeros; only whole pages that hold something are touched."""
+        blank = bytes(1 << 20)
+        for at in range(gpa, gpa + size, len(blank)):
+            self.write(at, blank[: min(len(blank), gpa + size - at)])
+
+    def close(self) -> None:
+        """Give every region back."""
+        for region in self.regions:
+            region.close()

@@ -1,0 +1,5 @@
+# The compiled cffi module; cffi objects have no useful static types.
+from typing import Any
+
+ffi: Any
+lib: Any

@@ -1,0 +1,30 @@
+"""Builds ``pyvmm.native._native``: the C files beside this one, compiled with cffi's API mode.
+
+``kvm_api.cdef.h`` and ``core.cdef.h`` are what Python sees. The kernel's structures there end in ``...``,
+so the C compiler fills in and checks their layout against the installed ``<linux/kvm.h>``.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from cffi import FFI
+
+HERE = Path(__file__).resolve().parent
+SOURCES = ["vcpu_run.c", "coalesced_ring.c", "guest_memory.c", "syscall_entry.c"]
+
+ffibuilder = FFI()
+ffibuilder.cdef((HERE / "kvm_api.cdef.h").read_text() + (HERE / "core.cdef.h").read_text())
+ffibuilder.set_source(
+    "pyvmm.native._native",
+    '#include "kvm_api.h"\n#include "core.h"\n',
+    sources=[os.path.relpath(HERE / name) for name in SOURCES],
+    include_dirs=[str(HERE)],
+    depends=[str(HERE / name) for name in ("kvm_api.h", "core.h")],
+    extra_compile_args=["-O2", "-g", "-Wall", "-Wextra", "-Wno-unused-parameter", "-std=gnu11"],
+    libraries=["pthread"],
+)
+
+if __name__ == "__main__":
+    ffibuilder.compile(verbose=True)
