@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -19,6 +20,11 @@ class Device:
     ``read``/``write`` get an offset from the start of the device's range and an access size in bytes that
     the bus has already cut down to ``max_access``. Registers are hostile territory: any offset, any value,
     any order must leave the device in a legal state and must not raise.
+
+    ``lock`` protects the device's state. The bus holds it around ``read`` and ``write``; what the host side
+    calls (input, buttons, ``reset``, ``save``, ``load``) takes it itself. It is re-entrant, so a callback may
+    call back into the same device; a callback runs with it held, so it only notes and wakes, never waits for
+    a vCPU and never takes a lock under which somebody else calls this device.
     """
 
     section_id = ""
@@ -27,6 +33,11 @@ class Device:
     """Version of that section's fields."""
     max_access = 1
     """Widest access in bytes; the bus splits wider ones into consecutive offsets, as an 8-bit ISA bus does."""
+    whole_access_only = False
+    """``True``: an access that lies only partly in the device's range does not reach it at all."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
 
     def read(self, offset: int, size: int) -> int:
         """Value of ``size`` bytes at ``offset``."""
@@ -64,5 +75,15 @@ class PortHint(Protocol):
         """One-byte reads at ``offset`` return ``value`` without side effects; ``None``: ask the device."""
 
 
+class NoPortHint:
+    """The :class:`PortHint` of a device whose every access is served in Python."""
+
+    def set_sink(self, offset: int, on: bool) -> None:
+        """Nothing to tell."""
+
+    def set_latch(self, offset: int, value: int | None) -> None:
+        """Nothing to tell."""
+
+
 Output = Callable[[bytes], None]
-"""Where a device's output goes."""
+"""Where a device's output goes. It must not raise: a full disk is not the guest's fault."""

@@ -1,0 +1,98 @@
+"""The one way a device keeps, saves and loads its state.
+
+A device's registers live in one :class:`DeviceState` (a typed msgspec structure), so whatever is state is
+saved, without code that could forget a register::
+
+    class PostState(DeviceState):
+        code: Byte = 0
+
+    class PostPort(StatefulDevice[PostState]):
+        section_id = "post"
+
+        def __init__(self) -> None:
+            super().__init__(PostState)
+
+Field values are immutable (int, bool, bytes, str, None), so that what ``save`` returned never changes afterwards.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Generic, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from pyvmm.devices.device import Device
+from pyvmm.errors import SectionError
+
+Byte = Annotated[int, Meta(ge=0, le=0xFF)]
+Word = Annotated[int, Meta(ge=0, le=0xFFFF)]
+Nibble = Annotated[int, Meta(ge=0, le=0xF)]
+
+
+class DeviceState(msgspec.Struct, kw_only=True):
+    """Base of a device's registers. The defaults are the power-on values."""
+
+    def problem(self) -> tuple[str, str] | None:
+        """(field, what is wrong) if the fields, each valid by itself, contradict each other."""
+        return None
+
+
+S = TypeVar("S", bound=DeviceState)
+
+
+def decode_state(section: str, state_type: type[S], data: object) -> S:
+    """``data`` (hostile) as a ``state_type``.
+
+    Raises SectionError naming ``section`` and the field that is unknown, missing, ill-typed, out of range or
+    contradicts another one.
+    """
+    if not isinstance(data, dict):
+        raise SectionError(section, "(state)", f"expected a mapping, got {type(data).__name__}")
+    fields = {field.name: field.type for field in msgspec.structs.fields(state_type)}
+    for name in data:
+        if name not in fields:
+            raise SectionError(section, str(name)[:60], "unknown field")
+    values: dict[str, Any] = {}
+    for name, kind in fields.items():
+        if name not in data:
+            raise SectionError(section, name, "missing")
+        try:
+            values[name] = msgspec.convert(data[name], kind, builtin_types=(bytes,))
+        except msgspec.ValidationError as error:
+            raise SectionError(section, name, str(error)) from None
+    state = state_type(**values)
+    problem = state.problem()
+    if problem is not None:
+        raise SectionError(section, *problem)
+    return state
+
+
+class StatefulDevice(Device, Generic[S]):
+    """A device whose whole state is ``self.state``; saving, loading and reset follow from that."""
+
+    def __init__(self, state_type: type[S]) -> None:
+        super().__init__()
+        self._state_type = state_type
+        self.state: S = state_type()
+
+    def save(self) -> dict[str, Any]:
+        """The registers, by name."""
+        with self.lock:
+            return msgspec.structs.asdict(self.state)
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over ``state``; SectionError (nothing applied) if it is not exactly what :meth:`save` makes."""
+        decoded = decode_state(self.section_id, self._state_type, state)
+        with self.lock:
+            self.state = decoded
+            self.state_replaced()
+
+    def reset(self) -> None:
+        """Back to the power-on values."""
+        with self.lock:
+            self.state = self._state_type()
+            self.state_replaced()
+
+    def state_replaced(self) -> None:
+        """Called, with the lock held, after ``self.state`` was replaced: drive again what follows from it."""
