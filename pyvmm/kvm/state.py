@@ -76,3 +76,50 @@ class Sregs(msgspec.Struct, kw_only=True):
     efer: int
     apic_base: int
     interrupt_bitmap: tuple[int, int, int, int] = (0, 0, 0, 0)
+
+
+class DebugRegs(msgspec.Struct, kw_only=True):
+    """The guest's own debug registers (struct kvm_debugregs)."""
+
+    db: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dr6: int = 0xFFFF0FF0
+    dr7: int = 0x400
+    flags: int = 0
+
+
+class VcpuEvents(msgspec.Struct, kw_only=True):
+    """Exceptions, interrupts and NMIs on their way (struct kvm_vcpu_events, nested names joined by ``_``)."""
+
+    exception_injected: int = 0
+    exception_nr: int = 0
+    exception_has_error_code: int = 0
+    exception_pending: int = 0
+    exception_error_code: int = 0
+    interrupt_injected: int = 0
+    interrupt_nr: int = 0
+    interrupt_soft: int = 0
+    interrupt_shadow: int = 0
+    nmi_injected: int = 0
+    nmi_pending: int = 0
+    nmi_masked: int = 0
+    sipi_vector: int = 0
+    flags: int = 0
+    smi_smm: int = 0
+    smi_pending: int = 0
+    smi_smm_inside_nmi: int = 0
+    smi_latched_init: int = 0
+    triple_fault_pending: int = 0
+    exception_has_payload: int = 0
+    exception_payload: int = 0
+
+
+class CpuidEntry(msgspec.Struct):
+    """One CPUID leaf (struct kvm_cpuid_entry2)."""
+
+    function: int
+    index: int
+    flags: int
+    eax: int
+    ebx: int
+    ecx: int
+    edx: int

@@ -17,6 +17,7 @@ from pyvmm.memory.dirty import DirtyBitmap
 from pyvmm.native import address_of
 
 PAGE_SIZE = 4096
+MAP_NORESERVE = 0x4000  # x86-64's value; Python names it only from 3.13 on
 
 
 class Region:
@@ -35,7 +36,7 @@ class Region:
         try:
             os.ftruncate(self.fd, size)
             sharing = mmap.MAP_PRIVATE if private else mmap.MAP_SHARED
-            self._map = mmap.mmap(self.fd, size, flags=sharing | mmap.MAP_NORESERVE)
+            self._map = mmap.mmap(self.fd, size, flags=sharing | MAP_NORESERVE)
         except (OSError, ValueError, OverflowError) as error:
             os.close(self.fd)
             raise HostError(f"cannot map {size >> 20} MiB of guest memory: {error}; use a smaller --memory") from None

@@ -1,0 +1,70 @@
+/* What Python sees of core.h; the comments are there. */
+
+#define PV_MAX_REGIONS ...
+#define PV_SINKS ...
+
+#define PV_EXIT_KICKED ...
+#define PV_EXIT_IO ...
+#define PV_EXIT_MMIO ...
+#define PV_EXIT_DEBUG ...
+#define PV_EXIT_EMULATION ...
+#define PV_EXIT_MSR ...
+#define PV_EXIT_SHUTDOWN ...
+#define PV_EXIT_HLT ...
+#define PV_EXIT_DIRTY_RING_FULL ...
+#define PV_EXIT_ERRNO ...
+#define PV_EXIT_OTHER ...
+
+struct pv_exit {
+	uint32_t reason;
+	uint16_t port;
+	uint8_t size;
+	uint8_t is_write;
+	uint32_t count;
+	uint64_t address;
+	uint64_t data;
+	uint8_t *bytes;
+	uint32_t suberror;
+	uint8_t insn_size;
+	uint8_t insn[15];
+	int error;
+	uint64_t raw[8];
+	...;
+};
+
+struct pv_vcpu {
+	int fd;
+	uint8_t *run;
+	struct pv_exit exit;
+	uint64_t exits;
+	uint64_t native_exits;
+	uint64_t syscalls;
+	uint64_t faults;
+	uint64_t handler;
+	int32_t thread_id;
+	...;
+};
+
+struct pv_vm { int sink_event; uint32_t sinks_pending; ...; };
+
+long pv_ioctl(int fd, unsigned long request, void *argument);
+long pv_ioctl_number(int fd, unsigned long request, unsigned long argument);
+
+struct pv_vm *pv_vm_new(void);
+void pv_vm_free(struct pv_vm *vm);
+int pv_vm_add_region(struct pv_vm *vm, uint64_t gpa, uint64_t size, uint64_t hva);
+int pv_vm_set_sink(struct pv_vm *vm, uint16_t port, int sink);
+void pv_vm_set_latch(struct pv_vm *vm, uint16_t port, int value);
+size_t pv_vm_take_sink(struct pv_vm *vm, int sink, uint8_t *buffer, size_t size);
+int pv_vm_drain_ring(struct pv_vm *vm, struct pv_exit *entry);
+void pv_vm_release_ring(struct pv_vm *vm);
+
+struct pv_vcpu *pv_vcpu_new(struct pv_vm *vm, int fd, size_t run_size);
+void pv_vcpu_free(struct pv_vcpu *vcpu);
+int pv_vcpu_run(struct pv_vcpu *vcpu);
+void pv_vcpu_kick(struct pv_vcpu *vcpu);
+void pv_vcpu_cancel_kick(struct pv_vcpu *vcpu);
+int pv_vcpu_enable_syscall_entry(struct pv_vcpu *vcpu);
+int pv_vcpu_settle_syscall(struct pv_vcpu *vcpu);
+int pv_install_kick_signal(void);
+int pv_translate(struct pv_vm *vm, uint64_t cr3, uint64_t cr4, uint64_t gva, uint64_t *gpa);

@@ -1,0 +1,68 @@
+/* Guest-physical to host addresses, and the 4/5-level page walk the syscall work-around needs. */
+
+#include "core.h"
+
+#include <string.h>
+
+#define PTE_PRESENT 1ull
+#define PTE_LARGE (1ull << 7)
+#define PTE_ADDRESS 0x000ffffffffff000ull
+#define CR4_LA57 (1ull << 12)
+
+/* Host address of guest-physical [gpa, gpa + size), NULL unless all of it is in one region. */
+uint8_t *pv_gpa(struct pv_vm *vm, uint64_t gpa, uint64_t size)
+{
+	for (uint32_t i = 0; i < vm->region_count; i++) {
+		const struct pv_region *r = &vm->regions[i];
+		if (gpa >= r->gpa && gpa - r->gpa < r->size && size <= r->size - (gpa - r->gpa))
+			return r->hva + (gpa - r->gpa);
+	}
+	return NULL;
+}
+
+/*
+ * Walk long-mode page tables (Intel SDM vol. 3, 4.5). Returns 0 and the GPA, or -1 if gva is not mapped.
+ * Permissions are not looked at: the callers read what the CPU itself just used.
+ */
+int pv_translate(struct pv_vm *vm, uint64_t cr3, uint64_t cr4, uint64_t gva, uint64_t *gpa)
+{
+	uint64_t table = cr3 & PTE_ADDRESS;
+	for (int shift = (cr4 & CR4_LA57) ? 48 : 39; shift >= 12; shift -= 9) {
+		uint8_t *at = pv_gpa(vm, table + ((gva >> shift) & 511) * 8, 8);
+		if (!at)
+			return -1;
+		/* The guest's other vCPUs may change the entry meanwhile: read it once. */
+		uint64_t entry = __atomic_load_n((uint64_t *)at, __ATOMIC_RELAXED);
+		if (!(entry & PTE_PRESENT))
+			return -1;
+		if (shift == 12 || (shift <= 30 && (entry & PTE_LARGE))) {
+			uint64_t offset_mask = (1ull << shift) - 1;
+			*gpa = (entry & PTE_ADDRESS & ~offset_mask) | (gva & offset_mask);
+			return 0;
+		}
+		table = entry & PTE_ADDRESS;
+	}
+	return -1;
+}
+
+/* Copy n bytes from guest-virtual gva; false if any of them is not mapped to RAM. */
+bool pv_read_virtual(struct pv_vm *vm, uint64_t cr3, uint64_t cr4, uint64_t gva, void *to, size_t n)
+{
+	uint8_t *out = to;
+	while (n) {
+		size_t piece = PV_PAGE - (gva & (PV_PAGE - 1));
+		if (piece > n)
+			piece = n;
+		uint64_t gpa;
+		if (pv_translate(vm, cr3, cr4, gva, &gpa))
+			return false;
+		uint8_t *from = pv_gpa(vm, gpa, piece);
+		if (!from)
+			return false;
+		memcpy(out, from, piece);
+		out += piece;
+		gva += piece;
+		n -= piece;
+	}
+	return true;
+}
