@@ -31,6 +31,16 @@ class BootOptions:
     guest_decompress: bool = False
     """Let a bzImage unpack itself in the guest instead of on the host."""
     acpi: bool = True
+    acpi_devices: tuple[bytes, ...] = ()
+    """AML terms for the DSDT's ``\\_SB`` (see :mod:`pyvmm.arch.x86.boot.aml`)."""
+    protocol: str = "auto"
+    """``auto``, or the boot protocol to use: ``linux``, ``pvh``, ``multiboot``, ``flat``."""
+    linux_additions: str = ""
+    """Added to the command line if the image turns out to be Linux (what the host's quirks want)."""
+
+    def linux_command_line(self) -> str:
+        """The command line for Linux; the user's own words come last, so that they win."""
+        return f"{self.linux_additions} {self.command_line}".strip()
 
 
 @dataclass(frozen=True)
