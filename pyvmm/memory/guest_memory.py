@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 
 from pyvmm.errors import ConfigError, GuestMemoryError, HostError
 from pyvmm.memory.dirty import DirtyBitmap
-from pyvmm.native import address_of
+from pyvmm.native import address_of, fallocate_punch_hole
 
 PAGE_SIZE = 4096
 MAP_NORESERVE = 0x4000  # x86-64's value; Python names it only from 3.13 on
@@ -32,6 +32,7 @@ class Region:
         self.gpa = gpa
         self.size = size
         self.name = name
+        self.private = private
         self.fd = os.memfd_create(f"pyvmm-{name}", os.MFD_CLOEXEC)
         try:
             os.ftruncate(self.fd, size)
@@ -47,6 +48,11 @@ class Region:
     def end(self) -> int:
         """First guest-physical address after the region."""
         return self.gpa + self.size
+
+    def discard(self) -> None:
+        """Give all pages back to the host; they read as zeros. KVM follows through its MMU notifier."""
+        fallocate_punch_hole(self.fd, self.size)
+        self.dirty.mark(0, self.size // PAGE_SIZE)
 
     def close(self) -> None:
         """Unmap and close the memfd; the KVM memslot over it must be gone."""
@@ -118,10 +124,23 @@ class GuestMemory:
         self.write(gpa, (value & ((1 << (8 * size)) - 1)).to_bytes(size, "little"))
 
     def zero(self, gpa: int, size: int) -> None:
-        """Write zeros; only whole pages that hold something are touched."""
-        blank = bytes(1 << 20)
-        for at in range(gpa, gpa + size, len(blank)):
-            self.write(at, blank[: min(len(blank), gpa + size - at)])
+        """Write zeros. Whole pages go back to the host, so clearing a kernel's bss touches no fresh memory."""
+        for region, offset, length in self._pieces(gpa, size, "zero"):
+            end = offset + length
+            first, last = -(-offset // PAGE_SIZE) * PAGE_SIZE, end // PAGE_SIZE * PAGE_SIZE
+            if region.private or first >= last:  # punching the memfd would leave a private copy as it is
+                for at in range(offset, end, 1 << 20):
+                    region._map[at : min(at + (1 << 20), end)] = bytes(min(1 << 20, end - at))
+            else:
+                region._map[offset:first] = bytes(first - offset)
+                region._map.madvise(mmap.MADV_REMOVE, first, last - first)
+                region._map[last:end] = bytes(end - last)
+            region.dirty.mark(offset // PAGE_SIZE, (end - 1) // PAGE_SIZE + 1)
+
+    def discard(self) -> None:
+        """Zero all memory by giving it back to the host; vCPUs are parked."""
+        for region in self.regions:
+            region.discard()
 
     def close(self) -> None:
         """Give every region back."""
