@@ -31,6 +31,8 @@ class Vcpu(KvmFd):
             error = ffi.errno
             os.close(fd)
             raise KvmError("mmap(kvm_run)", error)
+        self.sinks = native_vm
+        """The VM's native tables; ``sinks_pending`` counts bytes that wait for Python."""
         self.exit = self.native.exit
         """The native struct pv_exit that :meth:`run` fills."""
 

@@ -50,6 +50,7 @@ struct pv_vm { int sink_event; uint32_t sinks_pending; ...; };
 long pv_ioctl(int fd, unsigned long request, void *argument);
 long pv_ioctl_number(int fd, unsigned long request, unsigned long argument);
 
+int pv_punch_hole(int fd, uint64_t size);
 struct pv_vm *pv_vm_new(void);
 void pv_vm_free(struct pv_vm *vm);
 int pv_vm_add_region(struct pv_vm *vm, uint64_t gpa, uint64_t size, uint64_t hva);

@@ -117,6 +117,7 @@ long pv_ioctl(int fd, unsigned long request, void *argument);
 long pv_ioctl_number(int fd, unsigned long request, unsigned long argument);
 
 /* guest_memory.c */
+int pv_punch_hole(int fd, uint64_t size);
 uint8_t *pv_gpa(struct pv_vm *vm, uint64_t gpa, uint64_t size);
 int pv_translate(struct pv_vm *vm, uint64_t cr3, uint64_t cr4, uint64_t gva, uint64_t *gpa);
 bool pv_read_virtual(struct pv_vm *vm, uint64_t cr3, uint64_t cr4, uint64_t gva, void *to, size_t n);

@@ -1,7 +1,9 @@
 /* Guest-physical to host addresses, and the 4/5-level page walk the syscall work-around needs. */
 
+#define _GNU_SOURCE
 #include "core.h"
 
+#include <fcntl.h>
 #include <string.h>
 
 #define PTE_PRESENT 1ull
@@ -65,4 +67,10 @@ bool pv_read_virtual(struct pv_vm *vm, uint64_t cr3, uint64_t cr4, uint64_t gva,
 		n -= piece;
 	}
 	return true;
+}
+
+/* Give the first size bytes of a memfd back to the host; they read as zeros. -1 with errno. */
+int pv_punch_hole(int fd, uint64_t size)
+{
+	return fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, (off_t)size);
 }

@@ -56,6 +56,7 @@ TSS = 0xFEFFD000
 PORT_I8042 = (0x60, 5)  # 0x60 data, 0x64 status/command; 0x61 lies between and is KVM's PIT gate
 PORT_RTC = (0x70, 2)
 PORT_POST = (0x80, 1)
+PORT_SYSTEM_CONTROL_A = (0x92, 1)
 PORT_RESET_CONTROL = (0xCF9, 1)
 PORT_DEBUG_CONSOLE = (0xE9, 1)
 PORT_DEBUG_EXIT = (0xF4, 1)

@@ -1,0 +1,198 @@
+"""Options that every command which starts a machine has, and the run itself with signals, console, report."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from pyvmm import __version__
+from pyvmm.errors import EXIT_GUEST_CRASHED, ConfigError
+from pyvmm.machine.config import MachineConfig
+from pyvmm.machine.ending import Ending
+
+if TYPE_CHECKING:
+    from pyvmm.machine.machine import Machine
+
+ALL_QUIRKS = ("emulated-cpl0", "instruction-fallback", "syscall-entry", "cpuid-shows-through")
+
+
+def add_machine_options(parser: argparse.ArgumentParser) -> None:
+    """``--memory`` and the others that ``run`` and ``linux`` share."""
+    add = parser.add_argument
+    add("--memory", "-m", metavar="SIZE", help="guest memory, for example 128M (the default) or 2G")
+    add("--smp", metavar="N", help="number of vCPUs (default 1)")
+    add("--initrd", metavar="FILE", help="initial RAM disk (Linux), or the first module (Multiboot)")
+    add("--append", metavar="TEXT", default=None, help="kernel command line")
+    add("--serial", metavar="WHERE", default="stdio", help="stdio (default), null, file:PATH or unix:PATH")
+    add("--debug-exit", metavar="PORT[,SIZE]", help="isa-debug-exit port (default 0xf4)")
+    add("--timeout", metavar="S", help="end the guest after S seconds, status 124")
+    add("--no-reboot", action="store_true", help="end instead of restarting when the guest resets")
+    add("--no-acpi", action="store_true", help="do not hand ACPI tables to the guest")
+    add("--name", metavar="NAME", help="name of the machine")
+    add("--report", metavar="FILE", help="write how it ended to FILE, as JSON")
+    add("--trace", metavar="PATTERN", action="append", default=[],
+        help="trace events, for example 'vcpu_*,file=t.json,format=chrome'; may be repeated")  # fmt: skip
+    add("--quirks", metavar="auto|none|LIST", default="auto",
+        help=f"work-arounds for odd hosts: auto (default), none, or some of {','.join(ALL_QUIRKS)}")  # fmt: skip
+
+
+def parse_timeout(text: str | None) -> float | None:
+    """Seconds of ``--timeout``."""
+    if text is None:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(f"--timeout {text!r}: write a number of seconds") from None
+
+
+def parse_cpus(text: str | None) -> int:
+    """Number of ``--smp``."""
+    if text is None:
+        return 1
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigError(f"--smp {text!r}: write a number of vCPUs") from None
+
+
+def parse_quirks(text: str) -> frozenset[str] | None:
+    """``None`` for auto; ConfigError names an unknown quirk."""
+    if text == "auto":
+        return None
+    if text == "none":
+        return frozenset()
+    chosen = frozenset(text.split(","))
+    unknown = sorted(chosen - set(ALL_QUIRKS))
+    if unknown:
+        raise ConfigError(f"--quirks {unknown[0]!r}: the quirks are {', '.join(ALL_QUIRKS)}")
+    return chosen
+
+
+def resolve_quirks(config: MachineConfig) -> frozenset[str]:
+    """What ``--quirks`` says, or the host profile."""
+    if config.quirks is not None:
+        return config.quirks
+    from pyvmm.host.profile import load_profile
+
+    return frozenset(load_profile().quirks)
+
+
+def run_machine(
+    config: MachineConfig,
+    args: argparse.Namespace,
+    prepare: Callable[[Machine], None] | None = None,
+) -> tuple[Ending, dict[str, Any]]:
+    """Build, run, report. Returns how it ended and the report (also when no ``--report`` was asked for)."""
+    if args.trace:
+        from pyvmm.trace import control
+
+        for option in args.trace:
+            control.enable_from_option(option)
+    try:
+        return _run(config, args.report, prepare)
+    finally:
+        if args.trace:
+            control.close_all()
+
+
+def _run(
+    config: MachineConfig, report_path: str | None, prepare: Callable[[Machine], None] | None
+) -> tuple[Ending, dict[str, Any]]:
+    from pyvmm.cli.terminal import EscapeKeys, raw_terminal, say
+    from pyvmm.machine.builder import build_machine, install_kick_signal
+
+    if report_path is not None:
+        _check_writable(report_path)
+    quirks = resolve_quirks(config)
+    install_kick_signal()
+    with build_machine(config, quirks) as machine:
+        if prepare is not None:
+            prepare(machine)
+
+        def quit_() -> None:
+            machine.request_end(Ending(kind="quit", reason="quit from the console"))
+
+        with _ending_signals(machine), contextlib.ExitStack() as stack:
+            if config.serial == "stdio" and stack.enter_context(raw_terminal()):
+                machine.backend.filter_input = EscapeKeys(quit_, say)
+            ending = machine.run()
+        seconds = time.monotonic() - machine.started_at
+        report = _report(machine, ending, seconds)
+    if report_path is not None:
+        write_report(report_path, report)
+    return ending, report
+
+
+@contextlib.contextmanager
+def _ending_signals(machine: Machine) -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP end the machine in order; the shell sees 128 plus the signal's number."""
+
+    def handler(number: int, _frame: object) -> None:
+        name = signal.Signals(number).name
+        machine.request_end(Ending(kind="quit", status=128 + number, reason=f"ended by {name}"))
+
+    saved = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, old in saved.items():
+            signal.signal(number, old)
+
+
+def _report(machine: Machine, ending: Ending, seconds: float) -> dict[str, Any]:
+    image = machine.image
+    return {
+        "pyvmm": __version__,
+        "name": machine.config.name,
+        "image": machine.config.image,
+        "image_kind": image.kind if image else None,
+        "loader_notes": list(image.notes) if image else [],
+        "kind": ending.kind,
+        "status": ending.status,
+        "reason": ending.reason,
+        "guest_value": ending.value,
+        "seconds": round(seconds, 3),
+        "quirks": sorted(machine.quirks),
+        "run_state": machine.run_state.value,
+        "statistics": machine.statistics(),
+        "crash": ending.crash,
+    }
+
+
+def _check_writable(path: str) -> None:
+    """Before anything runs: a report that cannot be written must not cost the run."""
+    folder = os.path.dirname(path) or "."
+    if os.path.isdir(path) or not os.access(folder, os.W_OK):
+        raise ConfigError(f"--report {path}: the folder is not writable, or this is a folder")
+
+
+def write_report(path: str, report: dict[str, Any]) -> None:
+    """Write ``report`` as JSON, whole or not at all."""
+    import msgspec
+
+    partial = f"{path}.{os.getpid()}.partial"
+    try:
+        with open(partial, "wb") as out:
+            out.write(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
+        os.replace(partial, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(partial)
+        raise ConfigError(f"--report {path}: {error.strerror}") from None
+
+
+def explain_ending(ending: Ending) -> None:
+    """What a person should know about an end that was not clean, on stderr."""
+    if ending.kind in ("timeout", "quit") and ending.status:
+        print(f"pyvmm: {ending.reason}", file=sys.stderr)
+    elif ending.status == EXIT_GUEST_CRASHED and ending.crash is not None:
+        from pyvmm.machine.crash_report import text_lines
+
+        print("\n".join([f"pyvmm: the guest crashed: {ending.reason}", *text_lines(ending.crash)]), file=sys.stderr)

@@ -1,0 +1,82 @@
+"""``pyvmm run IMAGE``: run any guest image, or a folder of ``guests/``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import TYPE_CHECKING, Any
+
+from pyvmm.cli.machine_options import (
+    add_machine_options,
+    explain_ending,
+    parse_cpus,
+    parse_quirks,
+    parse_timeout,
+    run_machine,
+)
+from pyvmm.machine.config import (
+    DEFAULT_MEMORY,
+    DebugExitConfig,
+    MachineConfig,
+    parse_debug_exit,
+    parse_number,
+    parse_size,
+)
+
+if TYPE_CHECKING:
+    from pyvmm.machine.guest_catalog import GuestEntry
+
+
+def add_parser(subparsers: Any) -> None:
+    """Declare the subcommand."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "run",
+        help="run a guest image",
+        description="Run IMAGE: a Linux vmlinux or bzImage, a PVH or Multiboot ELF, a flat real-mode image, or a"
+        " folder of guests/ (its guests.toml gives memory, vCPUs, command line and timeout).",
+    )
+    parser.add_argument("image", metavar="IMAGE")
+    parser.add_argument("--load-address", metavar="ADDR", help="where a flat image goes (default 0x7c00)")
+    parser.add_argument("--guest-decompress", action="store_true", help="let a bzImage unpack itself in the guest")
+    add_machine_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run it; the status of the process."""
+    ending, _ = run_machine(config_of(args), args)
+    explain_ending(ending)
+    return ending.status
+
+
+def config_of(args: argparse.Namespace) -> MachineConfig:
+    """The configuration that ``args`` ask for; what is not said comes from guests.toml, then from defaults."""
+    image, guest = args.image, None
+    if os.path.isdir(image):
+        guest = _find_guest(image)
+        image = str(guest.image)
+    load_address = args.load_address and parse_number(args.load_address, "--load-address", maximum=0xFFFFF)
+    return MachineConfig(
+        image=image,
+        name=args.name or os.path.basename(os.path.normpath(args.image)),
+        memory=parse_size(args.memory, "--memory") if args.memory else (guest.memory_bytes if guest else DEFAULT_MEMORY),
+        cpus=parse_cpus(args.smp) if args.smp else (guest.cpus if guest else 1),
+        initrd=args.initrd,
+        append=args.append if args.append is not None else (guest.append if guest else ""),
+        load_address=load_address,
+        guest_decompress=args.guest_decompress,
+        acpi=not args.no_acpi,
+        serial=args.serial,
+        debug_exit=parse_debug_exit(args.debug_exit) if args.debug_exit else DebugExitConfig(),
+        timeout=parse_timeout(args.timeout) if args.timeout else (guest.timeout if guest else None),
+        no_reboot=args.no_reboot,
+        quirks=parse_quirks(args.quirks),
+    )
+
+
+def _find_guest(folder: str) -> GuestEntry:
+    from pathlib import Path
+
+    from pyvmm.machine.guest_catalog import find_guest
+
+    return find_guest(Path(folder))

@@ -1,0 +1,172 @@
+"""The one place that wires a machine: KVM, memory, interrupt lines, buses, devices, vCPUs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+from pyvmm.arch.x86 import layout, syscall_entry
+from pyvmm.arch.x86.cpuid import guest_cpuid
+from pyvmm.devices.acpi_pm import AcpiPm
+from pyvmm.devices.bus import MMIO_SPACE, PORT_SPACE, Bus
+from pyvmm.devices.debug_console import DebugConsole
+from pyvmm.devices.debug_exit import DebugExit
+from pyvmm.devices.device import Device
+from pyvmm.devices.i8042 import I8042
+from pyvmm.devices.post import PostPort
+from pyvmm.devices.reset_control import ResetControl
+from pyvmm.devices.rtc import Rtc
+from pyvmm.devices.serial import Serial
+from pyvmm.devices.system_port_a import SystemPortA
+from pyvmm.errors import HostError
+from pyvmm.kvm.system import System
+from pyvmm.kvm.vm import Vm
+from pyvmm.machine.config import MachineConfig
+from pyvmm.machine.event_loop import EventLoop
+from pyvmm.machine.machine import Machine
+from pyvmm.machine.serial_backend import SerialBackend, open_serial
+from pyvmm.machine.sinks import SinkCollector
+from pyvmm.memory.guest_memory import GuestMemory, Region
+from pyvmm.native import lib
+
+NEEDED = (
+    "KVM_CAP_USER_MEMORY",
+    "KVM_CAP_IRQCHIP",
+    "KVM_CAP_PIT2",
+    "KVM_CAP_IMMEDIATE_EXIT",
+    "KVM_CAP_MP_STATE",
+    "KVM_CAP_VCPU_EVENTS",
+)
+COALESCED_PORTS = (layout.PORT_SERIAL[0], layout.PORT_DEBUG_CONSOLE[0], layout.PORT_POST[0])
+
+
+class KvmIrqLine:
+    """A device's interrupt line that leads to a pin of the in-kernel PIC and IOAPIC."""
+
+    def __init__(self, vm: Vm, gsi: int) -> None:
+        self._vm = vm
+        self._gsi = gsi
+
+    def set_level(self, level: bool) -> None:
+        """Drive the pin."""
+        self._vm.irq_line(self._gsi, int(level))
+
+
+def build_machine(config: MachineConfig, quirks: frozenset[str]) -> Machine:
+    """A machine in run state prelaunch, its image loaded.
+
+    Raises ConfigError, ImageError or HostError; nothing is left open then.
+    """
+    with contextlib.ExitStack() as stack:
+        system = stack.enter_context(System())
+        for capability in NEEDED:
+            if not system.check_extension(capability):
+                raise HostError(f"this host's KVM lacks {capability}; a newer kernel has it (see pyvmm doctor)")
+        vm = stack.enter_context(system.create_vm())
+        _prepare_vm(vm, quirks)
+        memory = _build_memory(config, vm, stack)
+        loop = EventLoop()
+        stack.callback(loop.close)
+        ports, mmio = Bus("io", PORT_SPACE), Bus("memory", MMIO_SPACE)
+        collector = SinkCollector(vm, ports, mmio)
+        backend = open_serial(config.serial, loop)
+        stack.callback(backend.close)
+        machine = Machine(
+            config, quirks, system=system, vm=vm, memory=memory, loop=loop, ports=ports, mmio=mmio,
+            collector=collector, backend=backend,
+        )  # fmt: skip
+        machine.devices.extend(_build_devices(machine, backend, collector))
+        supported = system.supported_cpuid()
+        hide = frozenset() if "cpuid-shows-through" in quirks else frozenset[str]()
+        for index in range(config.cpus):
+            vcpu = stack.enter_context(vm.create_vcpu(index))
+            vcpu.set_cpuid(guest_cpuid(supported, apic_id=index, cpus=config.cpus, hide=hide))
+            machine.add_vcpu(vcpu)
+        machine.power_on()
+        # Threads must be gone before what they use: their end goes on the stack last.
+        stack.callback(machine.end_threads)
+        machine.owned = stack.pop_all()
+        return machine
+
+
+def _prepare_vm(vm: Vm, quirks: frozenset[str]) -> None:
+    if vm.check_extension("KVM_CAP_EXIT_ON_EMULATION_FAILURE"):
+        # Otherwise KVM queues #UD for the guest before we hear of an instruction it does not know.
+        vm.enable_cap("KVM_CAP_EXIT_ON_EMULATION_FAILURE", 1)
+    if "syscall-entry" in quirks:
+        syscall_entry.prepare_vm(vm)
+    # VMX without unrestricted guest needs these; elsewhere they are accepted and unused.
+    vm.set_identity_map_addr(layout.IDENTITY_MAP)
+    vm.set_tss_addr(layout.TSS)
+    vm.create_irqchip()
+    vm.create_pit2()
+    if vm.check_extension("KVM_CAP_COALESCED_PIO"):
+        for port in COALESCED_PORTS:
+            vm.register_coalesced(port, 1, pio=True)
+
+
+def _build_memory(config: MachineConfig, vm: Vm, stack: contextlib.ExitStack) -> GuestMemory:
+    low = min(config.memory, layout.HOLE_START)
+    plan = [("ram-low", 0, low)]
+    if config.memory > low:
+        plan.append(("ram-high", layout.HOLE_END, config.memory - low))
+    regions = []
+    for name, gpa, size in plan:
+        region = Region(gpa, size, name)
+        stack.callback(region.close)
+        regions.append(region)
+    memory = GuestMemory(regions)
+    for slot, region in enumerate(memory.regions):
+        vm.set_memory_region(slot, region.gpa, region.size, region.hva)
+        vm.add_native_region(region.gpa, region.size, region.hva)
+    return memory
+
+
+def _build_devices(machine: Machine, backend: SerialBackend, collector: SinkCollector) -> list[Device]:
+    """Every device, claimed on the port bus. Adding one is one line here."""
+    vm, config, ports = machine.vm, machine.config, machine.ports
+    built: list[Device] = []
+
+    def claim(base_and_length: tuple[int, int], device: Device) -> None:
+        ports.claim(*base_and_length, device)
+        built.append(device)
+
+    def reset(source: str) -> Callable[[], None]:
+        return lambda: machine.request_reset(source)
+
+    serial_hint = collector.hint(layout.PORT_SERIAL[0])
+    serial = Serial(backend.output, KvmIrqLine(vm, layout.IRQ_SERIAL), serial_hint)
+    collector.attach(serial_hint, serial.output_from_sink)
+    backend.attach(serial)
+    claim(layout.PORT_SERIAL, serial)
+
+    console_hint = collector.hint(layout.PORT_DEBUG_CONSOLE[0])
+    console = DebugConsole(backend.output, console_hint)
+    collector.attach(console_hint, console.output_from_sink)
+    claim(layout.PORT_DEBUG_CONSOLE, console)
+
+    post_hint = collector.hint(layout.PORT_POST[0])
+    post = PostPort(post_hint)
+    collector.attach(post_hint, post.output_from_sink)
+    claim(layout.PORT_POST, post)
+
+    claim((config.debug_exit.port, config.debug_exit.size),
+          DebugExit(machine.debug_exit_written, config.debug_exit.size))  # fmt: skip
+    low, high = machine.memory.regions[0].size, sum(r.size for r in machine.memory.regions[1:])
+    claim(layout.PORT_RTC, Rtc(low_ram=low, high_ram=high, cpus=config.cpus))
+    i8042 = I8042(reset("i8042"), KvmIrqLine(vm, layout.IRQ_I8042_KEYBOARD))
+    ports.claim(layout.PORT_I8042[0], 1, i8042, 0)
+    ports.claim(layout.PORT_I8042[0] + 4, 1, i8042, 4)
+    built.append(i8042)
+    claim(layout.PORT_SYSTEM_CONTROL_A, SystemPortA(reset("port 0x92")))
+    claim(layout.PORT_RESET_CONTROL, ResetControl(reset("port 0xcf9")))
+    acpi_pm = AcpiPm(machine.sleep_requested, KvmIrqLine(vm, layout.IRQ_ACPI_SCI))
+    machine.power_button = acpi_pm.press_power_button
+    claim(layout.PORT_ACPI_PM, acpi_pm)
+    return built
+
+
+def install_kick_signal() -> None:
+    """Once per process: the signal that brings vCPU threads out of KVM_RUN."""
+    if lib.pv_install_kick_signal():
+        raise HostError("the kick signal's handler cannot be installed")

@@ -1,0 +1,340 @@
+"""A whole machine: run state, vCPU threads, reset, and how it ends.
+
+Threads: the loop's thread (the one that calls :meth:`Machine.run`) changes the run state, parks and resumes
+vCPUs, resets. vCPU threads and device callbacks only *ask* (``request_*``): they note what they want, ask
+every vCPU to park, and leave the rest to the loop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from pyvmm.arch.x86 import syscall_entry
+from pyvmm.arch.x86.boot import BootOptions, LoadedImage, load_image
+from pyvmm.arch.x86.cpu_state import CpuState, load_cpu, readable_msrs, save_cpu
+from pyvmm.arch.x86.entry_state import entry_sregs
+from pyvmm.devices.bus import Bus
+from pyvmm.devices.debug_exit import debug_exit_status
+from pyvmm.devices.device import Device
+from pyvmm.errors import PyvmmError, StateError
+from pyvmm.kvm.vcpu import Vcpu
+from pyvmm.kvm.vm import IRQCHIPS, Vm
+from pyvmm.machine.config import MachineConfig
+from pyvmm.machine.crash_report import crash_report
+from pyvmm.machine.ending import Ending, crashed, timed_out
+from pyvmm.machine.event_loop import EventLoop
+from pyvmm.machine.exit_handler import ExitHandler
+from pyvmm.machine.halt_watch import HaltWatch, cannot_wake
+from pyvmm.machine.run_state import RunState, RunStateTracker
+from pyvmm.machine.serial_backend import SerialBackend
+from pyvmm.machine.sinks import SinkCollector
+from pyvmm.machine.vcpu_thread import PARK_DEADLINE, VcpuThread
+from pyvmm.memory.guest_memory import GuestMemory
+from pyvmm.trace import trace_group
+
+if TYPE_CHECKING:
+    from pyvmm.kvm.system import System
+
+T = trace_group("machine")
+
+RING_TICK = 0.02
+"""Seconds after which output of a guest that makes no exits is fetched from KVM's coalesced ring."""
+ACPI_S5 = 5
+
+
+class Machine:
+    """Made by :func:`pyvmm.machine.builder.build_machine`; a context manager that gives everything back."""
+
+    def __init__(
+        self,
+        config: MachineConfig,
+        quirks: frozenset[str],
+        *,
+        system: System,
+        vm: Vm,
+        memory: GuestMemory,
+        loop: EventLoop,
+        ports: Bus,
+        mmio: Bus,
+        collector: SinkCollector,
+        backend: SerialBackend,
+    ) -> None:
+        self.config = config
+        self.quirks = quirks
+        self.system = system
+        self.vm = vm
+        self.memory = memory
+        self.loop = loop
+        self.ports = ports
+        self.mmio = mmio
+        self.collector = collector
+        self.backend = backend
+        self.devices: list[Device] = []
+        self.threads: list[VcpuThread] = []
+        self.image: LoadedImage | None = None
+        self.ending: Ending | None = None
+        self.owned = contextlib.ExitStack()
+        self.power_button: Callable[[], None] = lambda: None
+        self.resets = 0
+        self.started_at = 0.0
+        self._run_state = RunStateTracker()
+        self._exits = ExitHandler(self)
+        self._power_on_cpus: list[CpuState] = []
+        self._power_on_chips: dict[str, bytes] = {}
+        self._halt_watch = HaltWatch(loop, self.threads, self._look_for_halt)
+
+    # -- building -------------------------------------------------------------------------------
+
+    def add_vcpu(self, vcpu: Vcpu) -> None:
+        """Take ``vcpu`` in, as KVM made it plus its CPUID."""
+        if "syscall-entry" in self.quirks:
+            syscall_entry.prepare_vcpu(vcpu)
+        self.threads.append(
+            VcpuThread(
+                vcpu,
+                self.ports,
+                self.mmio,
+                before_access=self.collector.drain,
+                on_exit=self._exits.handle,
+                on_failure=self._vcpu_failed,
+            )
+        )
+
+    @property
+    def vcpus(self) -> list[Vcpu]:
+        """All vCPUs, the boot vCPU first."""
+        return [thread.vcpu for thread in self.threads]
+
+    def power_on(self) -> None:
+        """Remember what power-on looks like, load the image, put the boot vCPU at its entry."""
+        listed = self.system.msr_indices()
+        for vcpu in self.vcpus:
+            self._power_on_cpus.append(save_cpu(vcpu, readable_msrs(vcpu, listed)))
+        self._power_on_chips = {chip: self.vm.get_irqchip(chip) for chip in IRQCHIPS}
+        self._power_on_chips["pit"] = self.vm.get_pit2()
+        self._load()
+
+    def _load(self) -> None:
+        config = self.config
+        options = BootOptions(
+            command_line=config.append,
+            initrd=config.initrd,
+            cpus=config.cpus,
+            load_address=config.load_address,
+            guest_decompress=config.guest_decompress,
+            acpi=config.acpi,
+        )
+        self.image = image = load_image(self.memory, config.image, options)
+        boot = self.vcpus[0]
+        boot.set_sregs(entry_sregs(image, boot.get_sregs()))
+        boot.set_regs(image.regs)
+
+    # -- run state ------------------------------------------------------------------------------
+
+    @property
+    def run_state(self) -> RunState:
+        """What the machine is doing."""
+        return self._run_state.state
+
+    def start(self) -> None:
+        """prelaunch -> running."""
+        self.started_at = time.monotonic()
+        for thread in self.threads:
+            thread.start()
+        self._watch_output()
+        self._halt_watch.start()
+        if self.config.timeout is not None:
+            seconds = self.config.timeout
+            self.loop.call_later(seconds, lambda: self.request_end(timed_out(seconds)))
+        self.resume()
+
+    def pause(self, new_state: RunState = RunState.PAUSED) -> None:
+        """Park every vCPU between two instructions. DeadlineError if one does not come out."""
+        if self.run_state is RunState.RUNNING:
+            self._park_all()
+        self._run_state.change(new_state)
+
+    def resume(self) -> None:
+        """Let all vCPUs run."""
+        if self.ending is not None:
+            raise StateError("the guest has ended; only a reset brings it back")
+        self._run_state.change(RunState.RUNNING)
+        for thread in self.threads:
+            thread.resume()
+
+    def _park_all(self) -> None:
+        self.backend.lenient(True)
+        try:
+            for thread in self.threads:
+                thread.request_park()
+            deadline = time.monotonic() + PARK_DEADLINE
+            for thread in self.threads:
+                thread.wait_parked(deadline)
+        finally:
+            self.backend.lenient(False)
+
+    # -- requests, from any thread --------------------------------------------------------------
+
+    def request_end(self, ending: Ending) -> None:
+        """End the guest with ``ending``; the first one counts."""
+        for thread in self.threads:
+            thread.request_park()
+        self.loop.post(lambda: self._end(ending))
+
+    def request_reset(self, source: str) -> None:
+        """Reset the machine, or end it with ``--no-reboot``."""
+        for thread in self.threads:
+            thread.request_park()
+        self.loop.post(lambda: self._reset(source))
+
+    def debug_exit_written(self, value: int) -> None:
+        """The guest wrote ``value`` to the debug-exit port."""
+        status = debug_exit_status(value)
+        self.request_end(Ending(kind="debug-exit", status=status, value=value, reason=f"debug-exit {value:#x}"))
+
+    def sleep_requested(self, sleep_type: int) -> None:
+        """The guest entered an ACPI sleep state; S5 is the only one offered."""
+        if sleep_type == ACPI_S5:
+            self.request_end(Ending(kind="poweroff", reason="ACPI S5"))
+
+    def _vcpu_failed(self, thread: VcpuThread, error: BaseException) -> None:
+        """A vCPU thread died of ``error``: a defect or a host fault, never the guest's doing."""
+
+        def surface() -> None:
+            if self.ending is None:
+                raise error
+
+        self.loop.post(surface)
+
+    # -- in the loop's thread -------------------------------------------------------------------
+
+    def run(self) -> Ending:
+        """Start, serve until the guest ends, and say how it ended."""
+        self.start()
+        self.loop.run()
+        if self.ending is None:
+            raise StateError("the machine's loop was stopped before the guest ended")
+        return self.ending
+
+    def _end(self, ending: Ending) -> None:
+        if self.ending is not None:
+            return
+        self._halt_watch.stop()
+        self._park_all()
+        self.collector.drain_ring()
+        self.ending = ending
+        state = {
+            "triple-fault": RunState.GUEST_PANICKED,
+            "unknown-instruction": RunState.INTERNAL_ERROR,
+            "vcpu-error": RunState.INTERNAL_ERROR,
+        }
+        self._run_state.change(state.get(ending.kind, RunState.SHUTDOWN))
+        T.machine_end.on and T.machine_end(ending.kind, ending.status)
+        self.loop.stop()
+
+    def _reset(self, source: str) -> None:
+        if self.ending is not None:
+            return
+        if self.config.no_reboot:
+            self._end(Ending(kind="reset", reason=f"the guest reset the machine ({source})"))
+            return
+        T.machine_reset.on and T.machine_reset(source)
+        self._park_all()
+        self._run_state.change(RunState.PAUSED)
+        self.collector.drain_ring()
+        for device in self.devices:
+            device.reset()
+        for chip in IRQCHIPS:
+            self.vm.set_irqchip(chip, self._power_on_chips[chip])
+        self.vm.set_pit2(self._power_on_chips["pit"])
+        # Loaders rely on zeroed memory, as a first boot has it.
+        self.memory.discard()
+        for vcpu, state in zip(self.vcpus, self._power_on_cpus, strict=True):
+            load_cpu(vcpu, state)
+            if "syscall-entry" in self.quirks:
+                syscall_entry.prepare_vcpu(vcpu)
+        self._load()
+        self.resets += 1
+        self._run_state.change(RunState.PRELAUNCH)
+        self.resume()
+
+    def _look_for_halt(self) -> None:
+        if self.run_state is not RunState.RUNNING or self.ending is not None:
+            return
+        self._park_all()
+        if cannot_wake(self.vcpus):
+            self._end(Ending(kind="halt", reason="every vCPU halted with interrupts off"))
+            return
+        for thread in self.threads:
+            thread.resume()
+
+    def _watch_output(self) -> None:
+        def drain() -> None:
+            _read_eventfd(self.collector.event)
+            # A full console is drained by the vCPUs, which then wait; the loop must not.
+            if self.backend.room:
+                self.collector.drain()
+
+        def tick() -> None:
+            if self.backend.room:
+                self.collector.drain_ring()
+            self.loop.call_later(RING_TICK, tick)
+
+        self.loop.add_reader(self.collector.event, drain)
+        tick()
+
+    # -- the end --------------------------------------------------------------------------------
+
+    def end_threads(self) -> None:
+        """End all vCPU threads; the first thing :meth:`close` does."""
+        self._halt_watch.stop()
+        self.backend.lenient(True)
+        for thread in self.threads:
+            thread.end()
+
+    def close(self) -> None:
+        """Give everything back."""
+        self.owned.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def statistics(self) -> dict[str, Any]:
+        """Counters for reports: exits by vCPU and what the work-arounds did."""
+        return {
+            "cpus": [
+                {
+                    "exits": int(v.native.exits),
+                    "exits_native": int(v.native.native_exits),
+                    "syscalls_completed": int(v.native.syscalls),
+                    "page_faults_passed": int(v.native.faults),
+                }
+                for v in self.vcpus
+            ],
+            "instructions_carried_out": dict(self._exits.carried_out),
+            "resets": self.resets,
+        }
+
+    def crash(self, thread: VcpuThread, kind: str, reason: str) -> None:
+        """End the guest because ``thread``'s vCPU cannot go on; called in that thread."""
+        try:
+            facts = crash_report(thread.vcpu, self.memory)
+        except PyvmmError as error:
+            facts = {"cpu": thread.vcpu.index, "problem": str(error)}
+        self.request_end(crashed(kind, reason, facts))
+
+
+def _read_eventfd(fd: int) -> None:
+    import os
+
+    with contextlib.suppress(BlockingIOError):
+        os.eventfd_read(fd)

@@ -1,0 +1,201 @@
+"""The host's end of the serial line: stdio, a file, a unix socket, or nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import stat
+from collections.abc import Callable
+
+from pyvmm.devices.serial import Serial
+from pyvmm.errors import ConfigError
+from pyvmm.machine.console_output import ConsoleOutput
+from pyvmm.machine.event_loop import EventLoop
+
+_READ = 4096
+
+
+class SerialBackend:
+    """Output goes to a :class:`ConsoleOutput`; input is read only as fast as the guest takes it."""
+
+    def __init__(self, loop: EventLoop, output: ConsoleOutput | None) -> None:
+        self._loop = loop
+        self._output = output
+        self._serial: Serial | None = None
+        self._input = -1
+        self._pending = b""
+        self.filter_input: Callable[[bytes], bytes] = lambda data: data
+        """Sees all input first; the interactive console takes its escape keys out here."""
+
+    def output(self, data: bytes) -> None:
+        """What the guest sends."""
+        if self._output is not None:
+            self._output(data)
+
+    @property
+    def room(self) -> bool:
+        """Whether output would be taken without waiting."""
+        return self._output is None or not self._output.full
+
+    def attach(self, serial: Serial) -> None:
+        """Connect the device; from now on input flows."""
+        self._serial = serial
+        serial.on_room = lambda: self._loop.post(self._feed)
+
+    def read_from(self, fd: int) -> None:
+        """Take input from ``fd`` until it ends."""
+        self._input = fd
+        self._loop.add_reader(fd, self._readable)
+
+    def send(self, data: bytes) -> None:
+        """Input that does not come from a descriptor (loop thread only)."""
+        self._pending += data
+        self._feed()
+
+    def lenient(self, on: bool) -> None:
+        """See :meth:`ConsoleOutput.lenient`."""
+        if self._output is not None:
+            self._output.lenient(on)
+
+    def close(self) -> None:
+        """Flush and give everything back."""
+        self._stop_reading()
+        if self._output is not None:
+            self._output.close()
+
+    def _readable(self) -> None:
+        try:
+            data = os.read(self._input, _READ)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._ended()
+            return
+        self._pending += self.filter_input(data)
+        self._feed()
+
+    def _ended(self) -> None:
+        """End of input; the guest goes on without."""
+        self._stop_reading()
+
+    def _feed(self) -> None:
+        if self._serial is None:
+            return
+        while self._pending:
+            taken = self._serial.receive(self._pending)
+            if not taken:
+                break
+            self._pending = self._pending[taken:]
+        # Not reading while input is pending leaves the rest in the kernel's buffer: flow control for free.
+        if self._input >= 0:
+            self._loop.remove_reader(self._input)
+            if not self._pending:
+                self._loop.add_reader(self._input, self._readable)
+
+    def _stop_reading(self) -> None:
+        if self._input >= 0:
+            self._loop.remove_reader(self._input)
+            self._input = -1
+
+
+class SocketSerialBackend(SerialBackend):
+    """A listening unix socket; one client at a time, output without a client is lost as on a real line."""
+
+    def __init__(self, loop: EventLoop, path: str) -> None:
+        super().__init__(loop, None)
+        self._path = path
+        self._client: socket.socket | None = None
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            _remove_stale_socket(path)
+            self._listener.bind(path)
+            self._listener.listen(1)
+        except OSError as error:
+            self._listener.close()
+            raise ConfigError(f"--serial unix:{path}: {error.strerror or error}") from None
+        loop.add_reader(self._listener.fileno(), self._accept)
+
+    def close(self) -> None:
+        """Disconnect, stop listening, remove the socket file."""
+        self._drop_client()
+        self._loop.remove_reader(self._listener.fileno())
+        self._listener.close()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path)
+
+    def _accept(self) -> None:
+        try:
+            client, _ = self._listener.accept()
+        except OSError:
+            return
+        if self._client is not None:
+            client.close()
+            return
+        self._client = client
+        self._output = ConsoleOutput(client.fileno())
+        self._output.never_block = self._loop.thread
+        self.read_from(client.fileno())
+
+    def _ended(self) -> None:
+        self._drop_client()
+
+    def _drop_client(self) -> None:
+        self._stop_reading()
+        if self._client is not None:
+            # shutdown() first: it ends a writer that is stuck in write() on this socket.
+            with contextlib.suppress(OSError):
+                self._client.shutdown(socket.SHUT_RDWR)
+            output, self._output = self._output, None
+            if output is not None:
+                output.close()
+            self._client.close()
+            self._client = None
+
+
+def open_serial(spec: str, loop: EventLoop) -> SerialBackend:
+    """The backend for ``--serial SPEC``; ConfigError names the path that cannot be used."""
+    kind, _, path = spec.partition(":")
+    if kind == "null":
+        return SerialBackend(loop, None)
+    if kind == "file":
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise ConfigError(f"--serial {spec}: {error.strerror}") from None
+        return SerialBackend(loop, _output(fd, loop, own_fd=True))
+    if kind == "unix":
+        return SocketSerialBackend(loop, path)
+    backend = SerialBackend(loop, _output(1, loop))
+    # A regular file or /dev/null is at its end at once, and epoll refuses regular files anyway.
+    try:
+        mode = os.fstat(0).st_mode
+    except OSError:
+        return backend
+    if not stat.S_ISREG(mode) and not (stat.S_ISCHR(mode) and not os.isatty(0)):
+        backend.read_from(0)
+    elif stat.S_ISREG(mode):
+        backend.send(os.read(0, 1 << 20))
+    return backend
+
+
+def _output(fd: int, loop: EventLoop, *, own_fd: bool = False) -> ConsoleOutput:
+    output = ConsoleOutput(fd, own_fd=own_fd)
+    output.never_block = loop.thread
+    return output
+
+
+def _remove_stale_socket(path: str) -> None:
+    """A socket file nobody listens on is left over from a VMM that was killed; one in use is kept."""
+    try:
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            return
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
