@@ -3,8 +3,6 @@
 
 #include <stdint.h>
 
-#define CALL_VECTOR 0x80
-
 #define CALL_ROUND_DONE 1 /* round, TSC ticks it took: print, then wait for the next period */
 #define CALL_CORRUPT 2    /* page, round, what was found: a page lost what was written to it */
 #define CALL_END 3

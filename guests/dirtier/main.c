@@ -94,7 +94,7 @@ void guest_main(const struct multiboot_info *info)
     serial_init();
     idt_init();
     idt_set(TIMER_VECTOR, on_tick, false);
-    idt_set(CALL_VECTOR, on_call, true);
+    idt_set(USER_CALL_VECTOR, on_call, true);
     pic_mask_all();
     apic_enable();
     tss_load();

@@ -4,12 +4,13 @@
  * runs at the speed of the CPU, so the rate is kept on every kind of host.
  */
 #include "calls.h"
+#include "user_mode.h"
 
 #define PAGE_SIZE 4096
 
 static void call(uint64_t number, uint64_t a, uint64_t b, uint64_t c)
 {
-    __asm__ volatile("int %1" : "+a"(number) : "i"(CALL_VECTOR), "D"(a), "S"(b), "d"(c)
+    __asm__ volatile("int %1" : "+a"(number) : "i"(USER_CALL_VECTOR), "D"(a), "S"(b), "d"(c)
                      : "memory");
 }
 

@@ -3,6 +3,15 @@
 
 #include <stdint.h>
 
+/* The vector a user program calls the kernel with: INT $4.
+ *
+ * Any vector whose gate has DPL 3 would do; Linux made 0x80 famous. Vector 4 was made for INTO
+ * ("overflow"), which does not exist in 64-bit mode (SDM vol. 2A, INT n/INTO/INT3/INT1), so it is
+ * free. And it works everywhere: a PVM host runs CPL 3 of the guest as a process of its own kernel,
+ * whose IDT opens only vectors 3 and 4 to user mode; INT with any other vector ends as #UD in the
+ * guest there. */
+#define USER_CALL_VECTOR 4
+
 /* Tell the CPU which stack to take when an interrupt comes from CPL 3 (loads TR). */
 void tss_load(void);
 /* Let CPL 3 read, write and execute the 2 MiB page(s) around [address, address + size). */

@@ -71,7 +71,7 @@ uint64_t on_syscall(uint64_t number, uint64_t a, uint64_t b, uint64_t from)
 /* An interrupt gate saves more than SYSCALL: the frame says at which CPL the caller ran. */
 static void on_int_call(struct interrupt_frame *frame)
 {
-    print("int 0x80 from CPL %lu: number %lu, arguments 0x%lx 0x%lx\n", frame->cs & 3, frame->rax,
+    print("int 4 from CPL %lu: number %lu, arguments 0x%lx 0x%lx\n", frame->cs & 3, frame->rax,
           frame->rdi, frame->rsi);
     frame->rax = serve(frame->rax, frame->rdi, frame->rsi);
 }
@@ -111,7 +111,7 @@ void guest_main(void)
     pic_mask_all(); /* the user program runs with IF=1, and no one shall interrupt it */
 
     idt_init();
-    idt_set(INT_CALL_VECTOR, on_int_call, true); /* DPL 3: INT from CPL 3 is #GP otherwise */
+    idt_set(USER_CALL_VECTOR, on_int_call, true); /* DPL 3: INT from CPL 3 is #GP otherwise */
     idt_set(VECTOR_GENERAL_PROTECTION, on_general_protection, false);
     idt_set(VECTOR_PAGE_FAULT, on_page_fault, false);
     tss_load();

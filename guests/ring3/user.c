@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 #include "calls.h"
+#include "user_mode.h"
 
 #define STATUS_ALL_AS_EXPECTED 0x15
 #define STATUS_SURPRISE 0x05
@@ -25,7 +26,7 @@ static uint64_t call_by_syscall(uint64_t number, uint64_t a, uint64_t b)
 static uint64_t call_by_int(uint64_t number, uint64_t a, uint64_t b)
 {
     uint64_t result;
-    __asm__ volatile("int %1" : "=a"(result) : "i"(INT_CALL_VECTOR), "a"(number), "D"(a), "S"(b)
+    __asm__ volatile("int %1" : "=a"(result) : "i"(USER_CALL_VECTOR), "a"(number), "D"(a), "S"(b)
                      : "memory");
     return result;
 }
