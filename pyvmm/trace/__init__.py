@@ -4,9 +4,9 @@ A module says once ``T = trace_group("kvm")`` and then, where something happens:
 
     T.kvm_exit.on and T.kvm_exit(cpu, reason)
 
-which costs one attribute test while the event is off.
+which costs one attribute test while the event is off. Turned on by :mod:`pyvmm.trace.control`.
 """
 
-from pyvmm.trace.events import Event, TraceGroup, trace_group
+from pyvmm.trace.events import Event, TraceGroup, all_declared_events, trace_group
 
-__all__ = ["Event", "TraceGroup", "trace_group"]
+__all__ = ["Event", "TraceGroup", "all_declared_events", "trace_group"]
