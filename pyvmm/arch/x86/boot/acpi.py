@@ -58,9 +58,9 @@ def table(signature: bytes, revision: int, body: bytes) -> bytes:
 def build_dsdt(devices: Sequence[bytes] = ()) -> bytes:
     """The DSDT: ``\\_S5`` and, in ``\\_SB``, the given device terms (see :mod:`pyvmm.arch.x86.boot.aml`)."""
     sleep = aml.integer(S5_SLEEP_TYPE)
-    terms = aml.name("\\_S5", aml.package(sleep, sleep, aml.integer(0), aml.integer(0)))
+    terms = aml.name("_S5", aml.package(sleep, sleep, aml.integer(0), aml.integer(0)))
     if devices:
-        terms += aml.scope("\\_SB", *devices)
+        terms += aml.scope("_SB", *devices)
     return table(b"DSDT", 2, terms)
 
 

@@ -21,6 +21,7 @@ _LZ4_BLOCK_MAX = 8 << 20  # LZ4 frame format, "Legacy frame": every block but th
 _LZMA_MEMORY_MAX = 192 << 20  # the kernel's build uses a 128 MiB dictionary (scripts/xz_wrap.sh)
 _ZSTD_WINDOW_MAX = 128 << 20  # zstd -22 --ultra, as the kernel's build calls it
 
+_CUT_OFF = "it is cut off"
 _LZ4_MAGIC = b"\x02\x21\x4c\x18"
 _MAGIC = (
     (b"\x1f\x8b", "gzip"),
@@ -101,7 +102,7 @@ def _errors_of(compression: str) -> tuple[type[Exception], ...]:
     if compression == "gzip":
         import zlib
 
-        return (zlib.error,)
+        return (zlib.error, EOFError)
     if compression in ("xz", "lzma"):
         import lzma
 
@@ -121,7 +122,9 @@ def _gzip(source: Source) -> Iterator[bytes]:
     import zlib
 
     decompressor = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)  # gzip header and trailer, CRC checked
-    while not decompressor.eof and (data := source.read(1 << 16)):
+    while not decompressor.eof:
+        if not (data := source.read(1 << 16)):
+            raise EOFError(_CUT_OFF)
         # What zlib has not taken comes back as a copy: small inputs keep that from becoming quadratic.
         while data and not decompressor.eof:
             yield decompressor.decompress(data, _OUTPUT)
@@ -132,7 +135,7 @@ def _pull(decompressor: _Decompressor, source: Source) -> Iterator[bytes]:
     while not decompressor.eof:
         data = source.read(1 << 16) if decompressor.needs_input else b""
         if not data and decompressor.needs_input:
-            return
+            raise EOFError(_CUT_OFF)
         yield decompressor.decompress(data, _OUTPUT)
 
 

@@ -78,8 +78,12 @@ class Placement:
         self.extents.append(Extent(start, end, name))
 
     def highest_free(self, size: int, limit: int) -> int | None:
-        """Highest page-aligned address at or above 1 MiB where ``size`` bytes of RAM below ``limit`` are free."""
+        """Highest page-aligned address at or above 1 MiB where ``size`` bytes of RAM below ``limit`` are free.
+
+        Whole pages: a kernel that frees its initrd frees the last page, whatever else would lie in it.
+        """
         best: int | None = None
+        size = size + PAGE_SIZE - 1 & -PAGE_SIZE
         limit = min(limit, layout.HOLE_START)
         for region in self.memory.regions:
             floor = max(region.gpa, layout.HIGH_RAM)
