@@ -10,14 +10,10 @@ import argparse
 import sys
 
 from pyvmm import __version__
-from pyvmm.cli import run
-try:
-    from pyvmm.cli import doctor, linux
-    COMMANDS = (run, linux, doctor)
-except ImportError:
-    COMMANDS = (run,)
+from pyvmm.cli import linux, run
 from pyvmm.errors import EXIT_REFUSED, PyvmmError
 
+COMMANDS = (run, linux)
 
 
 class _Parser(argparse.ArgumentParser):

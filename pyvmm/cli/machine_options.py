@@ -19,7 +19,7 @@ from pyvmm.machine.ending import Ending
 if TYPE_CHECKING:
     from pyvmm.machine.machine import Machine
 
-ALL_QUIRKS = ("emulated-cpl0", "instruction-fallback", "syscall-entry", "cpuid-shows-through")
+ALL_QUIRKS = ("emulated-cpl0", "instruction-fallback", "syscall-entry", "int-entry", "cpuid-shows-through")
 
 
 def add_machine_options(parser: argparse.ArgumentParser) -> None:
@@ -75,10 +75,10 @@ def parse_quirks(text: str) -> frozenset[str] | None:
     return chosen
 
 
-def resolve_quirks(config: MachineConfig) -> frozenset[str]:
+def resolve_quirks(chosen: frozenset[str] | None) -> frozenset[str]:
     """What ``--quirks`` says, or the host profile."""
-    if config.quirks is not None:
-        return config.quirks
+    if chosen is not None:
+        return chosen
     from pyvmm.host.profile import load_profile
 
     return frozenset(load_profile().quirks)
@@ -110,7 +110,7 @@ def _run(
 
     if report_path is not None:
         _check_writable(report_path)
-    quirks = resolve_quirks(config)
+    quirks = resolve_quirks(config.quirks)
     install_kick_signal()
     with build_machine(config, quirks) as machine:
         if prepare is not None:

@@ -55,11 +55,12 @@ def config_of(args: argparse.Namespace) -> MachineConfig:
     if os.path.isdir(image):
         guest = _find_guest(image)
         image = str(guest.image)
+    default_memory = guest.memory_bytes if guest else DEFAULT_MEMORY
     load_address = args.load_address and parse_number(args.load_address, "--load-address", maximum=0xFFFFF)
     return MachineConfig(
         image=image,
         name=args.name or os.path.basename(os.path.normpath(args.image)),
-        memory=parse_size(args.memory, "--memory") if args.memory else (guest.memory_bytes if guest else DEFAULT_MEMORY),
+        memory=parse_size(args.memory, "--memory") if args.memory else default_memory,
         cpus=parse_cpus(args.smp) if args.smp else (guest.cpus if guest else 1),
         initrd=args.initrd,
         append=args.append if args.append is not None else (guest.append if guest else ""),

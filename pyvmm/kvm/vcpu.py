@@ -222,15 +222,15 @@ class Vcpu(KvmFd):
         """Frequency of the guest's TSC."""
         return self.ioctl("KVM_GET_TSC_KHZ")
 
-    def enable_syscall_entry(self) -> None:
-        """Switch the native syscall work-around on for this vCPU (arch/x86/syscall_entry.py says when)."""
-        lib.pv_vcpu_enable_syscall_entry(self.native)
+    def enable_user_entry(self, *, syscall: bool, int_n: bool) -> None:
+        """Switch the native work-arounds on for this vCPU (arch/x86/user_entry.py says when)."""
+        lib.pv_vcpu_enable_user_entry(self.native, syscall, int_n)
 
-    def settle_syscall(self) -> bool:
-        """While paused: finish a SYSCALL that is half way through the work-around."""
-        done = int(lib.pv_vcpu_settle_syscall(self.native))
+    def settle_user_entry(self) -> bool:
+        """While paused: finish a SYSCALL or INT n that is half way through the work-around."""
+        done = int(lib.pv_vcpu_settle_user_entry(self.native))
         if done < 0:
-            raise KvmError("KVM_SET_REGS (settling a syscall)", ffi.errno)
+            raise KvmError("KVM_SET_REGS (settling a system call)", ffi.errno)
         return done == 1
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 
-from pyvmm.arch.x86 import layout, syscall_entry
+from pyvmm.arch.x86 import layout, user_entry
 from pyvmm.arch.x86.cpuid import guest_cpuid
 from pyvmm.devices.acpi_pm import AcpiPm
 from pyvmm.devices.bus import MMIO_SPACE, PORT_SPACE, Bus
@@ -93,8 +93,7 @@ def _prepare_vm(vm: Vm, quirks: frozenset[str]) -> None:
     if vm.check_extension("KVM_CAP_EXIT_ON_EMULATION_FAILURE"):
         # Otherwise KVM queues #UD for the guest before we hear of an instruction it does not know.
         vm.enable_cap("KVM_CAP_EXIT_ON_EMULATION_FAILURE", 1)
-    if "syscall-entry" in quirks:
-        syscall_entry.prepare_vm(vm)
+    user_entry.prepare_vm(vm, quirks)
     # VMX without unrestricted guest needs these; elsewhere they are accepted and unused.
     vm.set_identity_map_addr(layout.IDENTITY_MAP)
     vm.set_tss_addr(layout.TSS)

@@ -36,7 +36,7 @@ class MachineConfig(msgspec.Struct, frozen=True, kw_only=True):
     guest_decompress: bool = False
     acpi: bool = True
     serial: str = "stdio"
-    """``stdio``, ``null``, ``file:PATH`` or ``unix:PATH``."""
+    """``stdio``, ``stderr``, ``null``, ``file:PATH`` or ``unix:PATH``."""
     debug_exit: DebugExitConfig = DebugExitConfig()
     timeout: float | None = None
     no_reboot: bool = False
@@ -53,8 +53,8 @@ class MachineConfig(msgspec.Struct, frozen=True, kw_only=True):
         if self.timeout is not None and not 0 < self.timeout < 1e9:
             raise ConfigError(f"--timeout {self.timeout}: must be a positive number of seconds")
         kind, _, path = self.serial.partition(":")
-        if self.serial not in ("stdio", "null") and not (kind in ("file", "unix") and path):
-            raise ConfigError(f"--serial {self.serial}: must be stdio, null, file:PATH or unix:PATH")
+        if self.serial not in ("stdio", "stderr", "null") and not (kind in ("file", "unix") and path):
+            raise ConfigError(f"--serial {self.serial}: must be stdio, stderr, null, file:PATH or unix:PATH")
         port, size = self.debug_exit.port, self.debug_exit.size
         if not (0 <= port <= 0xFFFF and 1 <= size <= 8 and port + size <= 0x10000):
             raise ConfigError(f"--debug-exit {port:#x},{size}: must be a port below 0x10000 and 1 to 8 bytes")

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from pyvmm.arch.x86 import syscall_entry
+from pyvmm.arch.x86 import user_entry
 from pyvmm.arch.x86.boot import BootOptions, LoadedImage, load_image
 from pyvmm.arch.x86.cpu_state import CpuState, load_cpu, readable_msrs, save_cpu
 from pyvmm.arch.x86.entry_state import entry_sregs
@@ -91,8 +91,7 @@ class Machine:
 
     def add_vcpu(self, vcpu: Vcpu) -> None:
         """Take ``vcpu`` in, as KVM made it plus its CPUID."""
-        if "syscall-entry" in self.quirks:
-            syscall_entry.prepare_vcpu(vcpu)
+        user_entry.prepare_vcpu(vcpu, self.quirks)
         self.threads.append(
             VcpuThread(
                 vcpu,
@@ -156,6 +155,8 @@ class Machine:
         """Park every vCPU between two instructions. DeadlineError if one does not come out."""
         if self.run_state is RunState.RUNNING:
             self._park_all()
+            for vcpu in self.vcpus:
+                vcpu.settle_user_entry()
         self._run_state.change(new_state)
 
     def resume(self) -> None:
@@ -255,8 +256,7 @@ class Machine:
         self.memory.discard()
         for vcpu, state in zip(self.vcpus, self._power_on_cpus, strict=True):
             load_cpu(vcpu, state)
-            if "syscall-entry" in self.quirks:
-                syscall_entry.prepare_vcpu(vcpu)
+            user_entry.prepare_vcpu(vcpu, self.quirks)
         self._load()
         self.resets += 1
         self._run_state.change(RunState.PRELAUNCH)
@@ -316,7 +316,8 @@ class Machine:
                     "exits": int(v.native.exits),
                     "exits_native": int(v.native.native_exits),
                     "syscalls_completed": int(v.native.syscalls),
-                    "page_faults_passed": int(v.native.faults),
+                    "interrupts_completed": int(v.native.interrupts),
+                    "faults_passed": int(v.native.faults),
                 }
                 for v in self.vcpus
             ],

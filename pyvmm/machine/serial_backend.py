@@ -25,11 +25,15 @@ class SerialBackend:
         self._serial: Serial | None = None
         self._input = -1
         self._pending = b""
+        self.observe: Callable[[bytes], None] | None = None
+        """Sees all output as well; must be quick."""
         self.filter_input: Callable[[bytes], bytes] = lambda data: data
         """Sees all input first; the interactive console takes its escape keys out here."""
 
     def output(self, data: bytes) -> None:
         """What the guest sends."""
+        if self.observe is not None:
+            self.observe(data)
         if self._output is not None:
             self._output(data)
 
@@ -168,6 +172,8 @@ def open_serial(spec: str, loop: EventLoop) -> SerialBackend:
         return SerialBackend(loop, _output(fd, loop, own_fd=True))
     if kind == "unix":
         return SocketSerialBackend(loop, path)
+    if kind == "stderr":
+        return SerialBackend(loop, _output(2, loop))
     backend = SerialBackend(loop, _output(1, loop))
     # A regular file or /dev/null is at its end at once, and epoll refuses regular files anyway.
     try:

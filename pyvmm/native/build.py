@@ -12,7 +12,7 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
-SOURCES = ["kvm_ioctl.c", "vcpu_run.c", "coalesced_ring.c", "guest_memory.c", "syscall_entry.c"]
+SOURCES = ["kvm_ioctl.c", "vcpu_run.c", "coalesced_ring.c", "guest_memory.c", "user_entry.c"]
 
 ffibuilder = FFI()
 ffibuilder.cdef((HERE / "kvm_api.cdef.h").read_text() + (HERE / "core.cdef.h").read_text())

@@ -40,7 +40,7 @@ struct pv_vcpu {
 	uint64_t native_exits;
 	uint64_t syscalls;
 	uint64_t faults;
-	uint64_t handler;
+	uint64_t interrupts;
 	int32_t thread_id;
 	...;
 };
@@ -65,7 +65,7 @@ void pv_vcpu_free(struct pv_vcpu *vcpu);
 int pv_vcpu_run(struct pv_vcpu *vcpu);
 void pv_vcpu_kick(struct pv_vcpu *vcpu);
 void pv_vcpu_cancel_kick(struct pv_vcpu *vcpu);
-int pv_vcpu_enable_syscall_entry(struct pv_vcpu *vcpu);
-int pv_vcpu_settle_syscall(struct pv_vcpu *vcpu);
+void pv_vcpu_enable_user_entry(struct pv_vcpu *vcpu, int syscall_on, int int_on);
+int pv_vcpu_settle_user_entry(struct pv_vcpu *vcpu);
 int pv_install_kick_signal(void);
 int pv_translate(struct pv_vm *vm, uint64_t cr3, uint64_t cr4, uint64_t gva, uint64_t *gpa);

@@ -24,7 +24,7 @@ enum {
 	PV_EXIT_KICKED = 1,      /* KVM_RUN returned EINTR: I/O is completed, state may be read */
 	PV_EXIT_IO,              /* port access: port, size, count, is_write, data (count 1) or bytes */
 	PV_EXIT_MMIO,            /* memory access: address, size, is_write, data */
-	PV_EXIT_DEBUG,           /* breakpoint or single step that is not the syscall work-around's */
+	PV_EXIT_DEBUG,
 	PV_EXIT_EMULATION,       /* KVM's emulator gave up: suberror, insn, insn_size */
 	PV_EXIT_MSR,             /* RDMSR/WRMSR handed to user space: address = index, data */
 	PV_EXIT_SHUTDOWN,        /* triple fault */
@@ -84,14 +84,16 @@ struct pv_vm {
 	struct kvm_coalesced_mmio_ring *ring;
 };
 
-/* State of the syscall work-around on one vCPU (syscall_entry.c). */
-struct pv_syscall_entry {
-	bool on;
-	bool stepping;           /* one instruction runs with the breakpoint off */
+/* State of the work-arounds for entering CPL 0 on one vCPU (user_entry.c). */
+struct pv_user_entry {
+	bool syscall_on;         /* SYSCALL arrives as a #PF */
+	bool int_on;             /* INT n arrives as a #UD */
+	bool stepping;           /* one instruction runs with the breakpoints off */
 	bool stale;              /* look at LSTAR, FMASK and the IDT again before the next entry */
 	uint64_t lstar, fmask;
 	uint64_t idt_base;
-	uint64_t armed;          /* address the breakpoint is on, 0: none */
+	uint64_t pf_handler;     /* address a breakpoint is on, 0: none */
+	uint64_t ud_handler;
 };
 
 struct pv_vcpu {
@@ -106,10 +108,10 @@ struct pv_vcpu {
 	struct pv_exit exit;
 	uint64_t exits;          /* returns of KVM_RUN */
 	uint64_t native_exits;   /* of these, served without Python */
-	uint64_t syscalls;       /* SYSCALLs completed by the work-around */
-	uint64_t faults;         /* page faults that passed its breakpoint */
-	uint64_t handler;        /* where the breakpoint is, for reports */
-	struct pv_syscall_entry sc;
+	uint64_t syscalls;       /* SYSCALLs completed by the work-around (user_entry.c) */
+	uint64_t faults;         /* real faults that hit its breakpoints */
+	uint64_t interrupts;     /* INT n completed by it */
+	struct pv_user_entry entry;
 };
 
 /* kvm_ioctl.c */
@@ -141,13 +143,14 @@ void pv_vcpu_kick(struct pv_vcpu *vcpu);
 void pv_vcpu_cancel_kick(struct pv_vcpu *vcpu);
 int pv_install_kick_signal(void);
 
-/* syscall_entry.c */
+/* user_entry.c */
 enum pv_handled { PV_NOT_MINE, PV_HANDLED, PV_FAILED };
-int pv_vcpu_enable_syscall_entry(struct pv_vcpu *vcpu);
-int pv_vcpu_settle_syscall(struct pv_vcpu *vcpu);
-enum pv_handled pv_syscall_debug_exit(struct pv_vcpu *vcpu);
-enum pv_handled pv_syscall_msr_exit(struct pv_vcpu *vcpu);
-int pv_syscall_refresh(struct pv_vcpu *vcpu);
+void pv_vcpu_enable_user_entry(struct pv_vcpu *vcpu, int syscall_on, int int_on);
+int pv_vcpu_settle_user_entry(struct pv_vcpu *vcpu);
+enum pv_handled pv_user_entry_debug_exit(struct pv_vcpu *vcpu);
+enum pv_handled pv_user_entry_msr_exit(struct pv_vcpu *vcpu);
+int pv_user_entry_refresh(struct pv_vcpu *vcpu);
+void pv_user_entry_look(struct pv_vcpu *vcpu);
 
 static inline struct kvm_run *pv_kvm_run(struct pv_vcpu *vcpu)
 {

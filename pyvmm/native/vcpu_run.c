@@ -177,7 +177,7 @@ static int take_exit(struct pv_vcpu *vcpu)
 		take_mmio(vcpu);
 		return PV_EXIT_MMIO;
 	case KVM_EXIT_DEBUG:
-		handled = pv_syscall_debug_exit(vcpu);
+		handled = pv_user_entry_debug_exit(vcpu);
 		if (handled == PV_HANDLED)
 			return 0;
 		if (handled == PV_FAILED)
@@ -189,7 +189,7 @@ static int take_exit(struct pv_vcpu *vcpu)
 		return PV_EXIT_DEBUG;
 	case KVM_EXIT_X86_RDMSR:
 	case KVM_EXIT_X86_WRMSR:
-		handled = pv_syscall_msr_exit(vcpu);
+		handled = pv_user_entry_msr_exit(vcpu);
 		if (handled == PV_HANDLED)
 			return 0;
 		if (handled == PV_FAILED)
@@ -232,7 +232,7 @@ int pv_vcpu_run(struct pv_vcpu *vcpu)
 	}
 	for (;;) {
 		if (!vcpu->exit_pending) {
-			if (vcpu->sc.on && vcpu->sc.stale && pv_syscall_refresh(vcpu)) {
+			if (vcpu->entry.stale && pv_user_entry_refresh(vcpu)) {
 				vcpu->exit.error = errno;
 				return PV_EXIT_ERRNO;
 			}
@@ -249,6 +249,7 @@ int pv_vcpu_run(struct pv_vcpu *vcpu)
 			}
 			vcpu->exits++;
 			vcpu->exit_pending = true;
+			pv_user_entry_look(vcpu);
 		}
 		/* What the guest wrote before this exit comes before it. */
 		int drained = pv_vm_drain_ring(vcpu->vm, &vcpu->exit);

@@ -1,0 +1,35 @@
+"""Switches the work-arounds for entering CPL 0 on (native/user_entry.c does the work and tells the story)."""
+
+from __future__ import annotations
+
+from pyvmm.errors import HostError
+from pyvmm.kvm.vcpu import Vcpu
+from pyvmm.kvm.vm import Vm
+from pyvmm.native import lib
+
+SYSCALL_QUIRK = "syscall-entry"
+INT_QUIRK = "int-entry"
+MSR_LSTAR = 0xC0000082
+MSR_FMASK = 0xC0000084
+
+NEEDED = ("KVM_CAP_SYNC_REGS", "KVM_CAP_SET_GUEST_DEBUG", "KVM_CAP_X86_USER_SPACE_MSR", "KVM_CAP_X86_MSR_FILTER")
+
+
+def prepare_vm(vm: Vm, quirks: frozenset[str]) -> None:
+    """Before the first vCPU: have writes of LSTAR and FMASK come to user space, where they are noted."""
+    if not quirks & {SYSCALL_QUIRK, INT_QUIRK}:
+        return
+    for capability in NEEDED:
+        if not vm.check_extension(capability):
+            raise HostError(
+                f"this host's KVM mishandles system calls and lacks {capability}, which the work-around needs;"
+                " guests without a user mode run with --quirks none"
+            )
+    vm.enable_cap("KVM_CAP_X86_USER_SPACE_MSR", lib.KVM_MSR_EXIT_REASON_FILTER)
+    vm.set_msr_filter([(MSR_LSTAR, lib.KVM_MSR_FILTER_WRITE), (MSR_FMASK, lib.KVM_MSR_FILTER_WRITE)])
+
+
+def prepare_vcpu(vcpu: Vcpu, quirks: frozenset[str]) -> None:
+    """Also after a state load: the breakpoints are put where the loaded LSTAR and IDT say."""
+    if quirks & {SYSCALL_QUIRK, INT_QUIRK}:
+        vcpu.enable_user_entry(syscall=SYSCALL_QUIRK in quirks, int_n=INT_QUIRK in quirks)

@@ -1,0 +1,115 @@
+"""Commands in the tiny Linux: what is asked of its init, and what comes back over the serial console.
+
+The script runs each command between two marker lines, so that its output can be told from the kernel's.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pyvmm.errors import ConfigError
+
+INIT_MARKER = b"pyvmm: init"
+_BEGIN = b"pyvmm: command begin "
+_END = b"pyvmm: command end "
+_LINE_MAX = 1 << 20
+COMMAND_LINE_MAX = 2048
+"""COMMAND_LINE_SIZE of x86 Linux, the terminating NUL included."""
+
+
+@dataclass
+class CommandResult:
+    """One ``--exec``: its output, its exit status (``None``: it never ended), seconds since the start."""
+
+    command: str
+    output: bytes = b""
+    status: int | None = None
+    began: float = 0.0
+    ended: float = 0.0
+
+
+def exec_argument(commands: list[str]) -> str:
+    """``pyvmm.exec=...`` for the kernel command line; init decodes and runs it."""
+    pieces = []
+    for number, command in enumerate(commands):
+        if "\0" in command:
+            raise ConfigError("--exec: the command contains a NUL byte")
+        begin, end = f"{_BEGIN.decode()}{number}", f"{_END.decode()}{number}"
+        pieces.append(f"echo '{begin}'\n(\n{command}\n)\ns=$?; echo; echo '{end}' $s\n")
+    script = "".join(pieces) + "exit $s\n"
+    return "pyvmm.exec=" + base64.b64encode(script.encode()).decode()
+
+
+def check_command_line(text: str) -> str:
+    """``text`` if the kernel can take it; ConfigError says how much too long it is."""
+    excess = len(text.encode()) + 1 - COMMAND_LINE_MAX
+    if excess > 0:
+        raise ConfigError(
+            f"the kernel command line is {excess} bytes too long for Linux; shorten --exec, or put the commands"
+            " into a file of your own --initrd"
+        )
+    return text
+
+
+class ExecConsole:
+    """Sees everything the guest writes to its console and picks out marker lines and output."""
+
+    def __init__(self, commands: list[str], write: Callable[[bytes], None]) -> None:
+        self.results = [CommandResult(command) for command in commands]
+        self.init_at: float | None = None
+        self.log = bytearray()
+        """The console so far (its last part), for error messages."""
+        self._write = write
+        self._started = time.monotonic()
+        self._line = bytearray()
+        self._current: CommandResult | None = None
+        self._held = b""
+
+    def restart_clock(self) -> None:
+        """Times count from now."""
+        self._started = time.monotonic()
+
+    def __call__(self, data: bytes) -> None:
+        """Take console output."""
+        self.log += data
+        del self.log[: -64 * 1024]
+        for piece in data.splitlines(keepends=True):
+            self._line += piece
+            if piece.endswith(b"\n") or len(self._line) > _LINE_MAX:
+                line = bytes(self._line).replace(b"\r\n", b"\n")
+                self._line.clear()
+                self._take(line)
+
+    def _take(self, line: bytes) -> None:
+        now = time.monotonic() - self._started
+        if line.startswith(INIT_MARKER) and self.init_at is None:
+            self.init_at = now
+        elif line.startswith(_BEGIN):
+            number = _number(line[len(_BEGIN) :].split())
+            if number is not None and number < len(self.results):
+                self._current = self.results[number]
+                self._current.began = now
+                self._held = b""
+        elif line.startswith(_END) and self._current is not None:
+            self._current.status = _number(line[len(_END) :].split()[1:])
+            self._current.ended = now
+            # The script prints an empty line before the marker, so that it stands alone on its line.
+            self._emit(self._held[:-1])
+            self._current = None
+        elif self._current is not None:
+            self._emit(self._held)
+            self._held = line
+
+    def _emit(self, data: bytes) -> None:
+        if self._current is not None and data:
+            self._current.output = (self._current.output + data)[-_LINE_MAX:]
+            self._write(data)
+
+
+def _number(words: list[bytes]) -> int | None:
+    if words and words[0].isdigit() and len(words[0]) < 6:
+        return int(words[0])
+    return None

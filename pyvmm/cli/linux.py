@@ -1,0 +1,152 @@
+"""``pyvmm linux``: the tiny Linux in one word, to a shell or to run commands in it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from pyvmm.arch.x86.linux_quirks import linux_command_line
+from pyvmm.cli.exec_console import CommandResult, ExecConsole, check_command_line, exec_argument
+from pyvmm.cli.machine_options import (
+    add_machine_options,
+    explain_ending,
+    parse_cpus,
+    parse_quirks,
+    parse_timeout,
+    resolve_quirks,
+    run_machine,
+)
+from pyvmm.errors import EXIT_REFUSED
+from pyvmm.machine.config import DEFAULT_MEMORY, DebugExitConfig, MachineConfig, parse_debug_exit, parse_size
+from pyvmm.machine.tiny_linux import find_initramfs, find_kernel
+
+if TYPE_CHECKING:
+    from pyvmm.machine.ending import Ending
+    from pyvmm.machine.machine import Machine
+
+
+def add_parser(subparsers: Any) -> None:
+    """Declare the subcommand."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "linux",
+        help="boot the tiny Linux",
+        description="Boot the tiny Linux to a shell on this terminal (Ctrl-A x quits), or run commands in it:"
+        " with --exec only their output is printed and the last one's exit status is pyvmm's.",
+    )
+    parser.add_argument("--exec", metavar="CMD", action="append", default=[], help="run CMD by sh; may be repeated")
+    parser.add_argument("--kernel", metavar="FILE", help="another kernel (vmlinux or bzImage)")
+    parser.add_argument("--console", action="store_true", help="with --exec: show the kernel's messages on stderr")
+    parser.add_argument("--summary", action="store_true", help="end with a table: what was run, how long it took")
+    parser.add_argument("--acpi", action="store_true", help="hand ACPI tables over (the tiny kernel ignores them)")
+    add_machine_options(parser)
+    parser.add_argument("kernel_args", nargs="*", metavar="-- KERNEL ARGS", help="added to the kernel command line;"
+                        " -NAME removes an addition of pyvmm's that starts with NAME")  # fmt: skip
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run it; the status of the process."""
+    out = sys.stdout.buffer
+
+    def write(data: bytes) -> None:
+        out.write(data)
+        out.flush()
+
+    console = ExecConsole(args.exec, write if not args.summary else lambda data: None)
+    config = config_of(args)
+
+    def prepare(machine: Machine) -> None:
+        machine.backend.observe = console
+        console.restart_clock()
+
+    ending, report = run_machine(config, args, prepare)
+    status = _status(args, ending)
+    if args.exec and ending.kind != "debug-exit" and ending.status == 0:
+        print("pyvmm: Linux ended without running the commands; its last words were:", file=sys.stderr)
+        print(bytes(console.log[-2000:]).decode(errors="replace"), file=sys.stderr)
+        status = EXIT_REFUSED
+    explain_ending(ending)
+    if args.summary:
+        _print_summary(config, report, console)
+    return status
+
+
+def config_of(args: argparse.Namespace) -> MachineConfig:
+    """The configuration that ``args`` ask for."""
+    kernel, initramfs = find_kernel(args.kernel), find_initramfs(args.initrd)
+    quirks = parse_quirks(args.quirks)
+    extra = [*(args.append.split() if args.append else []), *args.kernel_args]
+    removed = [word[1:] for word in extra if word.startswith("-")]
+    words = linux_command_line(resolve_quirks(quirks), without=removed)
+    words += [word for word in extra if not word.startswith("-")]
+    if args.exec:
+        words.append(exec_argument(args.exec))
+    serial = args.serial
+    if args.exec and serial == "stdio":
+        serial = "stderr" if args.console else "null"
+    return MachineConfig(
+        image=kernel,
+        name=args.name or "linux",
+        memory=parse_size(args.memory, "--memory") if args.memory else DEFAULT_MEMORY,
+        cpus=parse_cpus(args.smp),
+        initrd=initramfs,
+        append=check_command_line(" ".join(words)),
+        acpi=args.acpi,
+        serial=serial,
+        debug_exit=parse_debug_exit(args.debug_exit) if args.debug_exit else DebugExitConfig(),
+        timeout=parse_timeout(args.timeout),
+        no_reboot=args.no_reboot,
+        quirks=quirks,
+    )
+
+
+def _status(args: argparse.Namespace, ending: Ending) -> int:
+    """With --exec init hands the status over by debug-exit, unshifted."""
+    if args.exec and ending.kind == "debug-exit" and ending.value is not None:
+        return ending.value & 0xFF
+    return ending.status
+
+
+def _print_summary(config: MachineConfig, report: dict[str, Any], console: ExecConsole) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from pyvmm.host.profile import load_profile
+
+    profile = load_profile()
+    facts = Table(title="pyvmm linux", show_header=False)
+    rows = [
+        ("kernel", f"{os.path.realpath(config.image)} ({report['image_kind']})"),
+        ("host", f"{profile.kind}{' (nested)' if profile.nested else ''}"),
+        ("quirks used", ", ".join(report["quirks"]) or "none"),
+        ("time to /init", f"{console.init_at:.1f} s" if console.init_at is not None else "not reached"),
+        ("whole run", f"{report['seconds']:.1f} s, ended by {report['kind']}"),
+        ("exits", _exits(report)),
+    ]
+    for name, value in rows:
+        facts.add_row(name, value)
+    commands = Table("command", "status", "after", "output", title="commands", show_lines=True)
+    for result in console.results:
+        commands.add_row(*_command_row(result))
+    terminal = Console()
+    terminal.print(facts)
+    if console.results:
+        terminal.print(commands)
+
+
+def _exits(report: dict[str, Any]) -> str:
+    cpus = report["statistics"]["cpus"]
+    total, native = sum(c["exits"] for c in cpus), sum(c["exits_native"] for c in cpus)
+    syscalls = sum(c["syscalls_completed"] for c in cpus)
+    text = f"{total:,}, of them {native:,} served natively"
+    return f"{text}, {syscalls:,} system calls completed" if syscalls else text
+
+
+def _command_row(result: CommandResult) -> tuple[str, str, str, str]:
+    from rich.markup import escape
+
+    status = "did not end" if result.status is None else str(result.status)
+    output = result.output.decode(errors="replace").rstrip("\n")
+    return escape(result.command), status, f"{result.ended:.1f} s", escape(output)

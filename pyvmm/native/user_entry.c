@@ -1,0 +1,390 @@
+/*
+ * The work-arounds for hosts whose KVM runs CPL 3 natively and gets the way into CPL 0 wrong.
+ *
+ * SYSCALL there jumps to LSTAR without changing to CPL 0. The fetch at LSTAR faults with the user's CS, so
+ * the guest's #PF handler is entered for something that was no page fault. INT n there raises #UD instead of
+ * going through its gate. Host-side breakpoints (KVM_SET_GUEST_DEBUG; guest memory is not touched) sit on
+ * the handlers that IDT[14] and IDT[6] name. On a hit the exception frame tells which it was:
+ *
+ *   SYSCALL      CR2 = RIP = LSTAR, CS.RPL = 3, error code 0x15 (present, user, fetch), and the flags
+ *                are R11's with FMASK's cleared, which only the instruction does: finish it.
+ *   INT n        CS.RPL = 3 and the bytes at RIP are CD nn, which never raise #UD on a CPU: go through
+ *                gate nn instead, or to #GP if the gate does not let CPL 3 in.
+ *   anything     a real fault: carry out the handler's first instruction and run on, because KVM would
+ *                report the same breakpoint again.
+ *
+ * WRMSR to LSTAR and FMASK is filtered to user space (arch/x86/user_entry.py sets the filter up), so both
+ * are known here without asking. The IDT is looked at again when the kernel sets LSTAR, which every kernel
+ * does on each CPU before its first user mode there, and whenever an exit shows that IDTR has changed.
+ *
+ * SS is left as exception delivery left it (null, CPL 0), where SYSCALL would load STAR's: in 64-bit mode
+ * nothing but a guest that reads SS back can tell, and setting it costs two ioctls a system call.
+ */
+
+#include "core.h"
+
+#include <errno.h>
+#include <string.h>
+
+#define MSR_STAR 0xc0000081u
+#define MSR_LSTAR 0xc0000082u
+#define MSR_FMASK 0xc0000084u
+#define UD_VECTOR 6
+#define GP_VECTOR 13
+#define PF_VECTOR 14
+#define PF_SYSCALL_FETCH 0x15u /* P | U/S | I/D, Intel SDM vol. 3, 4.7 */
+#define OPCODE_INT_N 0xcd
+#define EFLAGS_TF (1ull << 8)
+#define EFLAGS_IF (1ull << 9)
+#define EFLAGS_DF (1ull << 10)
+#define EFLAGS_RF (1ull << 16)
+#define EFLAGS_AC (1ull << 18)
+#define EFLAGS_IMPLEMENTED 0x3f7fd7ull
+/* Breakpoint registers 3 and 2, so that 0 and 1 stay free for a debugger: Gn, execute, length 1. */
+#define BP_PF 3
+#define BP_UD 2
+#define DR7_FIXED 0x400ull
+#define DR7_GLOBAL(n) (2ull << ((n) * 2))
+
+struct frame {
+	uint64_t rip, cs, rflags, rsp, ss;
+};
+
+struct pf_frame {
+	uint64_t error;
+	struct frame f;
+};
+
+struct gate {
+	uint64_t target;
+	uint16_t selector;
+	uint8_t ist, type, dpl;
+	bool present;
+};
+
+static int get_msr(struct pv_vcpu *vcpu, uint32_t index, uint64_t *value)
+{
+	struct {
+		struct kvm_msrs head;
+		struct kvm_msr_entry entry;
+	} m = {.head.nmsrs = 1, .entry.index = index};
+	if (ioctl(vcpu->fd, KVM_GET_MSRS, &m) != 1)
+		return -1;
+	*value = m.entry.data;
+	return 0;
+}
+
+static int set_msr(struct pv_vcpu *vcpu, uint32_t index, uint64_t value)
+{
+	struct {
+		struct kvm_msrs head;
+		struct kvm_msr_entry entry;
+	} m = {.head.nmsrs = 1, .entry = {.index = index, .data = value}};
+	return ioctl(vcpu->fd, KVM_SET_MSRS, &m);
+}
+
+/* KVM leaves both in kvm_run on every exit when asked to (KVM_CAP_SYNC_REGS): no ioctl on the hot path. */
+static struct kvm_regs *synced_regs(struct pv_vcpu *vcpu)
+{
+	return &pv_kvm_run(vcpu)->s.regs.regs;
+}
+
+static struct kvm_sregs *synced_sregs(struct pv_vcpu *vcpu)
+{
+	return &pv_kvm_run(vcpu)->s.regs.sregs;
+}
+
+void pv_vcpu_enable_user_entry(struct pv_vcpu *vcpu, int syscall_on, int int_on)
+{
+	pv_kvm_run(vcpu)->kvm_valid_regs = KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS;
+	vcpu->entry.syscall_on = syscall_on;
+	vcpu->entry.int_on = int_on;
+	vcpu->entry.stale = true;
+}
+
+/* Notice, for nothing, that the guest has loaded another IDT since the last look. */
+void pv_user_entry_look(struct pv_vcpu *vcpu)
+{
+	struct pv_user_entry *e = &vcpu->entry;
+	if ((e->syscall_on || e->int_on) && synced_sregs(vcpu)->idt.base != e->idt_base)
+		e->stale = true;
+}
+
+static int arm(struct pv_vcpu *vcpu)
+{
+	const struct pv_user_entry *e = &vcpu->entry;
+	struct kvm_guest_debug debug = {0};
+	if (e->pf_handler) {
+		debug.arch.debugreg[BP_PF] = e->pf_handler;
+		debug.arch.debugreg[7] |= DR7_GLOBAL(BP_PF);
+	}
+	if (e->ud_handler) {
+		debug.arch.debugreg[BP_UD] = e->ud_handler;
+		debug.arch.debugreg[7] |= DR7_GLOBAL(BP_UD);
+	}
+	if (debug.arch.debugreg[7]) {
+		debug.control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP;
+		debug.arch.debugreg[7] |= DR7_FIXED;
+	}
+	return ioctl(vcpu->fd, KVM_SET_GUEST_DEBUG, &debug);
+}
+
+/* Read a 64-bit gate descriptor (Intel SDM vol. 3, 6.14.1). */
+static bool read_gate(struct pv_vcpu *vcpu, const struct kvm_sregs *sregs, unsigned vector, struct gate *gate)
+{
+	uint8_t raw[16];
+	uint64_t low, high;
+	if (sregs->idt.limit < vector * 16 + 15 ||
+	    !pv_read_virtual(vcpu->vm, sregs->cr3, sregs->cr4, sregs->idt.base + vector * 16, raw, sizeof raw))
+		return false;
+	memcpy(&low, raw, 8);
+	memcpy(&high, raw + 8, 8);
+	gate->target = (low & 0xffff) | ((low >> 48) << 16) | ((high & 0xffffffffu) << 32);
+	gate->selector = (uint16_t)(low >> 16);
+	gate->ist = raw[4] & 7;
+	gate->type = raw[5] & 0xf;
+	gate->dpl = (raw[5] >> 5) & 3;
+	gate->present = raw[5] & 0x80;
+	return true;
+}
+
+/* Put the breakpoints where the guest's handlers are now. 0, or -1 with errno. */
+int pv_user_entry_refresh(struct pv_vcpu *vcpu)
+{
+	struct pv_user_entry *e = &vcpu->entry;
+	struct kvm_sregs sregs;
+	struct gate gate;
+	uint64_t pf = 0, ud = 0;
+
+	if (ioctl(vcpu->fd, KVM_GET_SREGS, &sregs) < 0 || get_msr(vcpu, MSR_LSTAR, &e->lstar) ||
+	    get_msr(vcpu, MSR_FMASK, &e->fmask))
+		return -1;
+	e->stale = false;
+	e->idt_base = sregs.idt.base;
+	if (sregs.efer & (1u << 10)) { /* LMA: only there do these gates mean anything */
+		/* Without LSTAR there is no SYSCALL to catch, and early page faults cost nothing extra. */
+		if (e->syscall_on && e->lstar && read_gate(vcpu, &sregs, PF_VECTOR, &gate) && gate.present)
+			pf = gate.target;
+		if (e->int_on && read_gate(vcpu, &sregs, UD_VECTOR, &gate) && gate.present)
+			ud = gate.target;
+	}
+	if (pf == e->pf_handler && ud == e->ud_handler)
+		return 0;
+	e->pf_handler = pf;
+	e->ud_handler = ud;
+	return e->stepping ? 0 : arm(vcpu);
+}
+
+enum pv_handled pv_user_entry_msr_exit(struct pv_vcpu *vcpu)
+{
+	struct kvm_run *run = pv_kvm_run(vcpu);
+
+	if (!(vcpu->entry.syscall_on || vcpu->entry.int_on) || run->exit_reason != KVM_EXIT_X86_WRMSR)
+		return PV_NOT_MINE;
+	if (run->msr.index != MSR_LSTAR && run->msr.index != MSR_FMASK)
+		return PV_NOT_MINE;
+	/* Refused (non-canonical, say): the guest gets its #GP. */
+	run->msr.error = set_msr(vcpu, run->msr.index, run->msr.data) == 1 ? 0 : 1;
+	vcpu->entry.stale = true;
+	return PV_HANDLED;
+}
+
+static bool is_syscall(const struct pv_user_entry *e, const struct pf_frame *pf, uint64_t cr2, uint64_t r11)
+{
+	/* RF is set in the flags that faults push: not part of the comparison. */
+	uint64_t compared = EFLAGS_IMPLEMENTED & ~EFLAGS_RF;
+	return pf->f.rip == e->lstar && cr2 == e->lstar && (pf->f.cs & 3) == 3 && pf->error == PF_SYSCALL_FETCH &&
+	       !(pf->f.rflags & e->fmask & compared) && !((pf->f.rflags ^ r11) & compared & ~e->fmask);
+}
+
+/* What SYSCALL itself does to the registers (Intel SDM vol. 2, SYSCALL); RCX and R11 are right already. */
+static void finish_syscall(const struct pv_user_entry *e, uint64_t user_rsp, struct kvm_regs *regs)
+{
+	regs->rsp = user_rsp;
+	regs->rip = e->lstar;
+	regs->rflags = (regs->r11 & ~e->fmask & ~EFLAGS_RF) | 2;
+}
+
+static bool read_stack(struct pv_vcpu *vcpu, const struct kvm_regs *regs, const struct kvm_sregs *sregs, void *to,
+		       size_t size)
+{
+	return pv_read_virtual(vcpu->vm, sregs->cr3, sregs->cr4, regs->rsp, to, size);
+}
+
+static bool write_stack(struct pv_vcpu *vcpu, const struct kvm_sregs *sregs, uint64_t rsp, uint64_t value)
+{
+	uint64_t gpa;
+	/* Exception frames are 8-byte aligned, so no word crosses a page. */
+	if ((rsp & 7) || pv_translate(vcpu->vm, sregs->cr3, sregs->cr4, rsp, &gpa))
+		return false;
+	uint8_t *at = pv_gpa(vcpu->vm, gpa, 8);
+	if (!at)
+		return false;
+	memcpy(at, &value, 8);
+	return true;
+}
+
+/*
+ * The #UD handler has been entered with the frame of an INT n: enter the right handler with it (Intel SDM
+ * vol. 3, 6.12.1). False: it is not one, or its gate needs another stack or segment than #UD's, which the
+ * frame in place cannot serve; then the guest sees the #UD.
+ */
+static bool finish_int(struct pv_vcpu *vcpu, const struct kvm_sregs *sregs, struct kvm_regs *regs)
+{
+	struct frame f;
+	struct gate ud, gate;
+	uint8_t code[2];
+
+	if (!read_stack(vcpu, regs, sregs, &f, sizeof f) || (f.cs & 3) != 3 ||
+	    !pv_read_virtual(vcpu->vm, sregs->cr3, sregs->cr4, f.rip, code, sizeof code) || code[0] != OPCODE_INT_N ||
+	    !read_gate(vcpu, sregs, UD_VECTOR, &ud))
+		return false;
+	uint8_t vector = code[1];
+	bool allowed = read_gate(vcpu, sregs, vector, &gate) && gate.dpl == 3 && gate.present;
+	if (!allowed && !read_gate(vcpu, sregs, GP_VECTOR, &gate))
+		return false;
+	if (!gate.present || (gate.type & ~1) != 0xe || gate.ist != ud.ist || gate.selector != ud.selector)
+		return false;
+	if (allowed) {
+		if (!write_stack(vcpu, sregs, regs->rsp, f.rip + sizeof code))
+			return false;
+	} else {
+		/* A fault: RIP stays on the instruction, the error code names the gate (6.13). */
+		if (!write_stack(vcpu, sregs, regs->rsp - 8, vector * 8u + 2))
+			return false;
+		regs->rsp -= 8;
+	}
+	/* An interrupt gate (even type) clears IF, a trap gate leaves what the user had. */
+	regs->rflags = (f.rflags & ~(EFLAGS_TF | EFLAGS_RF | (1ull << 14))) | 2;
+	if (!(gate.type & 1))
+		regs->rflags &= ~EFLAGS_IF;
+	regs->rip = gate.target;
+	return true;
+}
+
+/*
+ * Carry out the handler's first instruction if it is one of those that kernels start it with. The common
+ * case on a fault-heavy guest, so it saves the two ioctls and the exit of a single step.
+ */
+static bool skip_first_instruction(struct pv_vcpu *vcpu, const struct kvm_sregs *sregs, struct kvm_regs *regs)
+{
+	static const struct {
+		uint8_t length, bytes[4];
+		uint64_t clears;
+	} known[] = {
+		{4, {0xf3, 0x0f, 0x1e, 0xfa}, 0},   /* endbr64 */
+		{3, {0x0f, 0x1f, 0x00}, 0},         /* nop, where CLAC was patched out */
+		{3, {0x0f, 0x01, 0xca}, EFLAGS_AC}, /* clac */
+		{1, {0x90}, 0},                     /* nop */
+		{1, {0xfc}, EFLAGS_DF},             /* cld */
+	};
+	uint8_t code[4];
+	if (!pv_read_virtual(vcpu->vm, sregs->cr3, sregs->cr4, regs->rip, code, sizeof code))
+		return false;
+	for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+		if (memcmp(code, known[i].bytes, known[i].length))
+			continue;
+		regs->rip += known[i].length;
+		regs->rflags &= ~(known[i].clears | EFLAGS_RF);
+		return true;
+	}
+	return false;
+}
+
+enum pv_handled pv_user_entry_debug_exit(struct pv_vcpu *vcpu)
+{
+	struct pv_user_entry *e = &vcpu->entry;
+	struct kvm_run *run = pv_kvm_run(vcpu);
+	struct kvm_regs *regs = synced_regs(vcpu);
+	const struct kvm_sregs *sregs = synced_sregs(vcpu);
+	struct kvm_guest_debug step = {.control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP};
+	uint64_t pc = run->debug.arch.pc;
+	struct pf_frame pf;
+
+	if (e->stepping) {
+		e->stepping = false;
+		if (arm(vcpu) < 0)
+			goto failed;
+		return PV_HANDLED;
+	}
+	if (pc && pc == e->pf_handler && read_stack(vcpu, regs, sregs, &pf, sizeof pf) &&
+	    is_syscall(e, &pf, sregs->cr2, regs->r11)) {
+		finish_syscall(e, pf.f.rsp, regs);
+		vcpu->syscalls++;
+	} else if (pc && pc == e->ud_handler && finish_int(vcpu, sregs, regs)) {
+		vcpu->interrupts++;
+	} else if (pc && (pc == e->pf_handler || pc == e->ud_handler)) {
+		vcpu->faults++;
+		if (!skip_first_instruction(vcpu, sregs, regs)) {
+			if (ioctl(vcpu->fd, KVM_SET_GUEST_DEBUG, &step) < 0)
+				goto failed;
+			e->stepping = true;
+			return PV_HANDLED;
+		}
+	} else {
+		return PV_NOT_MINE;
+	}
+	run->kvm_dirty_regs |= KVM_SYNC_X86_REGS;
+	return PV_HANDLED;
+failed:
+	vcpu->exit.error = errno;
+	return PV_FAILED;
+}
+
+/*
+ * Finish an entry that is half way when the vCPU is paused, so that no saved state depends on the quirk:
+ * either the handler is entered and the breakpoint not yet reported, or the #PF still waits for delivery.
+ * 1: finished one, 0: there was none, -1 with errno.
+ */
+int pv_vcpu_settle_user_entry(struct pv_vcpu *vcpu)
+{
+	struct pv_user_entry *e = &vcpu->entry;
+	struct kvm_regs regs;
+	struct kvm_sregs sregs;
+	struct kvm_vcpu_events events;
+	struct pf_frame pf;
+	uint64_t star;
+
+	if (!(e->pf_handler || e->ud_handler) || e->stepping)
+		return 0;
+	if (ioctl(vcpu->fd, KVM_GET_REGS, &regs) < 0 || ioctl(vcpu->fd, KVM_GET_SREGS, &sregs) < 0)
+		return -1;
+	if (regs.rip == e->pf_handler) {
+		if (!read_stack(vcpu, &regs, &sregs, &pf, sizeof pf) || !is_syscall(e, &pf, sregs.cr2, regs.r11))
+			return 0;
+		finish_syscall(e, pf.f.rsp, &regs);
+		vcpu->syscalls++;
+		return ioctl(vcpu->fd, KVM_SET_REGS, &regs) < 0 ? -1 : 1;
+	}
+	if (regs.rip == e->ud_handler) {
+		if (!finish_int(vcpu, &sregs, &regs))
+			return 0;
+		vcpu->interrupts++;
+		return ioctl(vcpu->fd, KVM_SET_REGS, &regs) < 0 ? -1 : 1;
+	}
+	if (regs.rip != e->lstar || (sregs.cs.selector & 3) != 3)
+		return 0;
+	if (ioctl(vcpu->fd, KVM_GET_VCPU_EVENTS, &events) < 0)
+		return -1;
+	if (!(events.exception.injected || events.exception.pending) || events.exception.nr != PF_VECTOR)
+		return 0;
+	pf = (struct pf_frame){events.exception.error_code,
+			       {regs.rip, sregs.cs.selector, regs.rflags, regs.rsp, sregs.ss.selector}};
+	uint64_t cr2 = events.exception_has_payload ? events.exception_payload : sregs.cr2;
+	if (!is_syscall(e, &pf, cr2, regs.r11) || get_msr(vcpu, MSR_STAR, &star))
+		return 0;
+	events.exception.injected = events.exception.pending = events.exception.nr = 0;
+	events.exception.error_code = events.exception.has_error_code = 0;
+	events.exception_has_payload = 0;
+	finish_syscall(e, regs.rsp, &regs);
+	uint16_t cs = (star >> 32) & 0xfffc;
+	sregs.cs = (struct kvm_segment){
+		.limit = ~0u, .selector = cs, .type = 11, .present = 1, .s = 1, .l = 1, .g = 1};
+	sregs.ss = (struct kvm_segment){
+		.limit = ~0u, .selector = cs + 8, .type = 3, .present = 1, .s = 1, .db = 1, .g = 1};
+	if (ioctl(vcpu->fd, KVM_SET_VCPU_EVENTS, &events) < 0 || ioctl(vcpu->fd, KVM_SET_SREGS, &sregs) < 0 ||
+	    ioctl(vcpu->fd, KVM_SET_REGS, &regs) < 0)
+		return -1;
+	vcpu->syscalls++;
+	return 1;
+}
