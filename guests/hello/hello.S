@@ -4,8 +4,10 @@
  * There is no BIOS in this machine, so INT 10h ("print a character") leads nowhere; the only way
  * to be heard is a device. The serial port takes bytes at I/O port 0x3f8.
  *
- * What to watch: run it with `--trace 'kvm_*'` and see that each OUT leaves the guest. An exit
- * per byte is what a VMM is made of.
+ * What to watch: every IN and OUT is a place where the guest stops and a VMM takes over; all of a
+ * machine that is not CPU and memory is made of such stops. Run it with `--report FILE` and compare
+ * the number of exits with the number of bytes printed: KVM can collect OUTs to a port that needs no
+ * answer, but an IN wants one at once.
  */
 #define SERIAL_DATA 0x3f8
 #define SERIAL_LINE_STATUS 0x3fd

@@ -3,13 +3,12 @@
 
 #include <stdint.h>
 
-/* The vector a user program calls the kernel with: INT $4.
+/* A vector for calls from user mode that works on every host without the VMM's help: INT $4.
  *
- * Any vector whose gate has DPL 3 would do; Linux made 0x80 famous. Vector 4 was made for INTO
- * ("overflow"), which does not exist in 64-bit mode (SDM vol. 2A, INT n/INTO/INT3/INT1), so it is
- * free. And it works everywhere: a PVM host runs CPL 3 of the guest as a process of its own kernel,
- * whose IDT opens only vectors 3 and 4 to user mode; INT with any other vector ends as #UD in the
- * guest there. */
+ * Any vector whose gate has DPL 3 would do on a CPU (guests/ring3 takes 0x80). But a PVM host runs CPL 3
+ * of the guest as a process of its own kernel, whose IDT opens only vectors 3 and 4 to user mode; INT
+ * with any other ends as #UD in the guest there, unless the VMM steps in. Vector 4 was made for INTO
+ * ("overflow"), which does not exist in 64-bit mode (SDM vol. 2A, INT n/INTO/INT3/INT1), so it is free. */
 #define USER_CALL_VECTOR 4
 
 /* Tell the CPU which stack to take when an interrupt comes from CPL 3 (loads TR). */

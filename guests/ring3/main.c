@@ -71,13 +71,13 @@ uint64_t on_syscall(uint64_t number, uint64_t a, uint64_t b, uint64_t from)
 /* An interrupt gate saves more than SYSCALL: the frame says at which CPL the caller ran. */
 static void on_int_call(struct interrupt_frame *frame)
 {
-    print("int 4 from CPL %lu: number %lu, arguments 0x%lx 0x%lx\n", frame->cs & 3, frame->rax,
+    print("int 0x80 from CPL %lu: number %lu, arguments 0x%lx 0x%lx\n", frame->cs & 3, frame->rax,
           frame->rdi, frame->rsi);
     frame->rax = serve(frame->rax, frame->rdi, frame->rsi);
 }
 
 /* An agreement with user.c: where it expects a fault, it leaves the address to go on at in RBX, and
- * finds 1 in RAX afterwards. Real kernels call the like a signal handler. */
+ * finds 1 in RAX afterwards. Real kernels call something like it a signal handler. */
 static void recover(struct interrupt_frame *frame)
 {
     if ((frame->cs & 3) != RPL_USER || !in_user_page(frame->rbx)) {
@@ -90,8 +90,16 @@ static void recover(struct interrupt_frame *frame)
 
 static void on_general_protection(struct interrupt_frame *frame)
 {
+    /* The error code is 0, or names the table entry that was refused: bit 1 for the IDT, and from bit 3
+     * on its number (SDM vol. 3A, "Error Code"). */
     print("general protection fault at CPL %lu, error code 0x%lx\n", frame->cs & 3,
           frame->error_code);
+    recover(frame);
+}
+
+static void on_invalid_opcode(struct interrupt_frame *frame)
+{
+    print("invalid opcode at CPL %lu\n", frame->cs & 3);
     recover(frame);
 }
 
@@ -111,7 +119,8 @@ void guest_main(void)
     pic_mask_all(); /* the user program runs with IF=1, and no one shall interrupt it */
 
     idt_init();
-    idt_set(USER_CALL_VECTOR, on_int_call, true); /* DPL 3: INT from CPL 3 is #GP otherwise */
+    idt_set(INT_CALL_VECTOR, on_int_call, true); /* DPL 3: INT from CPL 3 is #GP otherwise */
+    idt_set(VECTOR_INVALID_OPCODE, on_invalid_opcode, false);
     idt_set(VECTOR_GENERAL_PROTECTION, on_general_protection, false);
     idt_set(VECTOR_PAGE_FAULT, on_page_fault, false);
     tss_load();

@@ -6,7 +6,6 @@
 #include <stdint.h>
 
 #include "calls.h"
-#include "user_mode.h"
 
 #define STATUS_ALL_AS_EXPECTED 0x15
 #define STATUS_SURPRISE 0x05
@@ -26,20 +25,20 @@ static uint64_t call_by_syscall(uint64_t number, uint64_t a, uint64_t b)
 static uint64_t call_by_int(uint64_t number, uint64_t a, uint64_t b)
 {
     uint64_t result;
-    __asm__ volatile("int %1" : "=a"(result) : "i"(USER_CALL_VECTOR), "a"(number), "D"(a), "S"(b)
+    __asm__ volatile("int %1" : "=a"(result) : "i"(INT_CALL_VECTOR), "a"(number), "D"(a), "S"(b)
                      : "memory");
     return result;
 }
 
-/* The next three do what user mode must not. Each leaves the way out in RBX; 1 means that a fault
- * came and the kernel sent us there. */
-
-static uint64_t faults_on_cli(void)
-{
-    uint64_t faulted = 0;
-    __asm__ volatile("lea 1f(%%rip), %%rbx; cli; 1:" : "+a"(faulted) : : "rbx", "memory");
-    return faulted;
-}
+/* The rest do what user mode must not. Each leaves the way out in RBX; 1 means that a fault came and
+ * the kernel sent us there. */
+#define FAULTS(instruction)                                                                          \
+    ({                                                                                               \
+        uint64_t faulted = 0;                                                                        \
+        __asm__ volatile("lea 1f(%%rip), %%rbx\n\t" instruction "\n1:"                               \
+                         : "+a"(faulted) : : "rbx", "memory");                                       \
+        faulted == 1;                                                                                \
+    })
 
 static uint64_t faults_on_kernel_memory(void)
 {
@@ -83,10 +82,14 @@ void user_main(uint64_t syscall_entry_address)
     surprises += call_by_syscall(CALL_ADD, 0x11, 0x22) != 0x33;
     surprises += !(flags() & RFLAGS_IF); /* FMASK cleared it for the kernel, SYSRET restored it */
     surprises += call_by_int(CALL_ADD, 0x44, 0x55) != 0x99;
-    surprises += faults_on_cli() != 1;
+
+    surprises += !FAULTS("cli");      /* IOPL is 0: who runs at CPL 3 may not stop interrupts */
+    surprises += !FAULTS("int $14");  /* its gate has DPL 0: nobody can fake a page fault */
+    surprises += !FAULTS("ud2");      /* the instruction that is guaranteed not to be one */
     surprises += faults_on_kernel_memory() != 1;
     surprises += faults_on_forged_syscall(syscall_entry_address) != 1;
-    /* The door still works after someone has kicked it. */
+
+    /* The doors still work after someone has kicked them. */
     surprises += call_by_syscall(CALL_ADD, 0x1000, 0x234) != 0x1234;
     call_by_int(CALL_EXIT, surprises ? STATUS_SURPRISE : STATUS_ALL_AS_EXPECTED, 0);
     for (;;) /* CALL_EXIT does not return; to return from here would be to jump to address 0 */

@@ -90,6 +90,11 @@ def test_the_dirtier_refuses_options_it_cannot_follow(append: str, tmp_path: Pat
 QEMU = shutil.which("qemu-system-x86_64")
 
 
+QEMU_IDT_ERROR_CODE = ("CPL 3, error code 0xe2", "CPL 3, error code 0x72")
+"""INT 14 refused: older TCGs count IDT entries by their 16 bytes in the error code, CPUs (this was tried on
+one) by their number as SDM vol. 3A, "Error Code", has it."""
+
+
 def qemu_command(entry: GuestEntry) -> list[str]:
     assert QEMU is not None
     command = [QEMU, "-accel", "tcg", "-display", "none", "-serial", "stdio", "-monitor", "none", "-no-reboot"]
@@ -117,6 +122,7 @@ def test_qemu_agrees(entry: GuestEntry) -> None:
     try:
         assert process.stdout is not None
         output = "".join(itertools.islice(process.stdout, wanted))
+        output = output.replace(*QEMU_IDT_ERROR_CODE)
         assert describe_mismatch(entry.expected, output) is None, output
         if entry.status % 2:
             assert process.wait() == entry.status
