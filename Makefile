@@ -1,0 +1,71 @@
+# Everything a fresh Debian 12 machine needs is set up by these targets, as root or with sudo.
+#
+#   make run     set up, then boot the tiny Linux, run commands in it, show what it did
+#   make test    set up, then check and test everything
+#   make setup   what both share; can be called alone
+
+PYTHON := .venv/bin/python
+PACKAGES := gcc make libc6-dev linux-libc-dev python3-dev python3-venv \
+	flex bison bc libelf-dev libssl-dev xz-utils cpio \
+	linux-source-6.12 busybox-static acpica-tools
+
+.PHONY: run linux test setup packages venv native guests kernel rootfs lint unit bench clean
+
+run: linux
+
+linux: setup
+	.venv/bin/pyvmm linux --summary \
+	  --exec 'uname -a' --exec 'head -5 /proc/cpuinfo' --exec 'cat /proc/uptime; free -m | head -2'
+
+test: setup lint
+	$(PYTHON) -m pytest
+
+setup: packages venv guests rootfs kernel
+
+# Only what is missing is installed, so that a second call needs neither root nor a network.
+packages:
+	@missing=$$(for p in $(PACKAGES); do \
+	    dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
+	if [ -n "$$missing" ]; then \
+	  sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
+	  echo "installing:" $$missing; \
+	  $$sudo apt-get update -q && \
+	  DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -q -y --no-install-recommends $$missing; \
+	fi
+
+venv: .venv/.installed native
+
+.venv/.installed: pyproject.toml setup.py
+	python3 -m venv .venv
+	$(PYTHON) -m pip install -q --upgrade pip setuptools wheel cffi
+	$(PYTHON) -m pip install -q --no-build-isolation -e '.[dev]'
+	touch $@
+
+# The native core is rebuilt when its sources change; pip would not notice.
+native: .venv/.installed
+	@if [ ! -e pyvmm/native/_native.abi3.so ] || \
+	   [ -n "$$(find pyvmm/native -newer pyvmm/native/_native.abi3.so \( -name '*.[ch]' -o -name build.py \))" ]; then \
+	  $(PYTHON) -m pip install -q --no-build-isolation --no-deps -e . && touch pyvmm/native/_native.abi3.so; fi
+
+guests: packages
+	$(MAKE) -s -C guests
+
+kernel: packages
+	kernel-configs/build-kernel
+
+rootfs: packages
+	guests/linux/build-rootfs
+
+lint: venv
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+unit: venv
+	$(PYTHON) -m pytest tests/unit tests/test_layers.py
+
+bench: setup
+	for b in bench/*.py; do $(PYTHON) $$b || exit 1; done
+
+clean:
+	rm -rf build pyvmm/native/*.so pyvmm/native/_native.c .venv
+	$(MAKE) -s -C guests clean

@@ -1,0 +1,79 @@
+"""For all tests: what needs /dev/kvm says so when there is none, and no test leaves anything behind."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pyvmm.errors import PyvmmError
+
+KVM_FOLDERS = {"kvm", "guest", "linux"}
+
+
+def _kvm_problem() -> str | None:
+    """Doctor's sentence, or None if guests can run here."""
+    from pyvmm.kvm.system import System
+
+    try:
+        with System() as system, system.create_vm():
+            return None
+    except PyvmmError as error:
+        return str(error)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if KVM_FOLDERS & set(Path(item.path).relative_to(Path(__file__).parent).parts):
+            item.add_marker("kvm")
+
+
+@pytest.fixture(scope="session")
+def kvm_problem() -> str | None:
+    return _kvm_problem()
+
+
+@pytest.fixture(autouse=True)
+def _usable_kvm(request: pytest.FixtureRequest) -> None:
+    if request.node.get_closest_marker("kvm") is None:
+        return
+    problem = request.getfixturevalue("kvm_problem")
+    if problem is not None:
+        if os.environ.get("PYVMM_ALLOW_NO_KVM") == "1":
+            pytest.skip(problem)
+        pytest.fail(f"{problem} (PYVMM_ALLOW_NO_KVM=1 skips the tests that need it)")
+
+
+def _open_kvm() -> set[str]:
+    """Descriptors on /dev/kvm, VMs, vCPUs and guest memory that this process holds."""
+    found = set()
+    for entry in os.scandir("/proc/self/fd"):
+        try:
+            target = os.readlink(entry.path)
+        except OSError:
+            continue
+        if "kvm" in target or "memfd:pyvmm" in target:
+            found.add(f"{entry.name} -> {target}")
+    return found
+
+
+def _leftovers() -> dict[str, set[str]]:
+    return {
+        "threads": {f"{t.name} {t.ident}" for t in threading.enumerate()},
+        "children": {f"{p.pid}" for p in psutil.Process().children()},
+        "descriptors": _open_kvm(),
+        "network devices": set(os.listdir("/sys/class/net")),
+    }
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind() -> Iterator[None]:
+    before = _leftovers()
+    yield
+    after = _leftovers()
+    for kind, things in after.items():
+        assert not things - before[kind], f"{kind} left behind"

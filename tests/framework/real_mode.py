@@ -1,0 +1,35 @@
+"""Tiny flat guests for tests, assembled by hand: 16-bit real mode, loaded at 0x7c00."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+HLT_FOREVER = b"\xfa\xf4\xeb\xfc"  # cli; 1: hlt; jmp 1b-1
+
+
+def out8(port: int, value: int) -> bytes:
+    """mov dx, port; mov al, value; out dx, al."""
+    return b"\xba" + struct.pack("<H", port) + b"\xb0" + bytes([value]) + b"\xee"
+
+
+def out16(port: int, value: int) -> bytes:
+    """mov dx, port; mov ax, value; out dx, ax."""
+    return b"\xba" + struct.pack("<H", port) + b"\xb8" + struct.pack("<H", value) + b"\xef"
+
+
+def in8(port: int) -> bytes:
+    """mov dx, port; in al, dx."""
+    return b"\xba" + struct.pack("<H", port) + b"\xec"
+
+
+def text(message: bytes, port: int = 0xE9) -> bytes:
+    """Print ``message`` on the debug console."""
+    return b"".join(out8(port, byte) for byte in message)
+
+
+def image(folder: Path, code: bytes, name: str = "guest.bin") -> str:
+    """Write a flat image; its path."""
+    path = folder / name
+    path.write_bytes(code)
+    return str(path)
