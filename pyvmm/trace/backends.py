@@ -62,7 +62,7 @@ class TraceFile:
     """A file of records, in full on disk after each one, that stops growing at ``limit`` bytes.
 
     ``tail`` ends the file after every record and is overwritten by the next one (where the file can seek), so
-    that a format with a closing bracket is valid at any moment.
+    that a format with a closing bracket is valid at any moment. Raises ConfigError if it cannot be created.
     """
 
     def __init__(self, path: str, head: bytes = b"", tail: bytes = b"", limit: int = DEFAULT_LIMIT) -> None:
@@ -76,8 +76,12 @@ class TraceFile:
         # A pipe or terminal cannot take the tail back; there the reader must do without it.
         self._tail = tail if stat.S_ISREG(os.fstat(self._fd).st_mode) else b""
         self.full = False
-        if head:
-            self.append(head)
+        try:
+            if head:
+                self.append(head)
+        except OSError as error:
+            os.close(self._fd)
+            raise ConfigError(f"--trace file {path}: {error.strerror}") from None
 
     def append(self, record: bytes) -> None:
         """Write ``record``; beyond the limit set ``full`` instead."""
