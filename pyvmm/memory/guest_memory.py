@@ -54,6 +54,10 @@ class Region:
         fallocate_punch_hole(self.fd, self.size)
         self.dirty.mark(0, self.size // PAGE_SIZE)
 
+    def drop_private_pages(self, offset: int, size: int) -> None:
+        """Private regions: forget the guest's own copies of whole pages, the memfd's content shows again."""
+        self._map.madvise(mmap.MADV_DONTNEED, offset, size)
+
     def close(self) -> None:
         """Unmap and close the memfd; the KVM memslot over it must be gone."""
         if self.fd >= 0:
