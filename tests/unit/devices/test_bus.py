@@ -140,7 +140,7 @@ def test_a_guest_that_pokes_every_address_does_not_fill_memory() -> None:
     assert len(bus._table.routes) <= CACHE_MAX
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(
     claims=st.lists(st.tuples(st.integers(0, 60), st.integers(1, 12), st.sampled_from([1, 2, 4, 8])), max_size=6),
     accesses=st.lists(st.tuples(st.integers(0, 64), st.integers(1, 8)), min_size=1, max_size=10),
@@ -214,3 +214,29 @@ def test_vcpu_threads_never_meet_inside_a_device() -> None:
         assert not inside.wait(0.05)
     assert inside.wait(10)
     waiting.join(10)
+
+
+def test_accesses_during_claims_see_the_device_or_nobody() -> None:
+    bus, stop = Bus("io", PORT_SPACE), threading.Event()
+    seen: set[int] = set()
+    failures: list[BaseException] = []
+
+    def vcpu() -> None:
+        try:
+            while not stop.is_set():
+                seen.add(bus.read(0x80, 2))
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=vcpu) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for _ in range(300):
+        bus.claim(0x80, 2, Bytes("d", max_access=2, first=0x11))
+        bus.release(0x80)
+    stop.set()
+    for thread in threads:
+        thread.join(30)
+    assert not failures
+    assert seen <= {0x1211, 0xFFFF}
+    assert bus.read(0x80, 2) == 0xFFFF, "no route outlives its claim"

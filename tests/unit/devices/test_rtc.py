@@ -75,7 +75,7 @@ def test_binary_and_12_hour_modes() -> None:
     assert clock[0x04] == 0x13
 
 
-@settings(max_examples=80)
+@settings(max_examples=80, deadline=None)
 @given(when=st.datetimes(datetime(1970, 1, 1), datetime(2399, 12, 31)), later=st.integers(0, 10**8))
 def test_a_time_that_was_set_runs_on(when: datetime, later: int) -> None:
     clock = Clock()
@@ -113,6 +113,7 @@ def test_absurd_times_carry_over_and_do_not_raise() -> None:
     assert all(0 <= clock[index] <= 0xFF for index in range(128))
 
 
+@settings(deadline=None)
 @given(days=st.integers(-700_000, 2_900_000))
 def test_days_since_1970_is_the_calendars(days: int) -> None:
     date = datetime(1970, 1, 1) + timedelta(days=days)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from typing import Any
 
 import pytest
 
+from pyvmm.devices.bus import PORT_SPACE, Bus
 from pyvmm.devices.serial import (
     DLL,
     DLM,
@@ -378,3 +381,30 @@ def test_offsets_outside_do_nothing(uart: Uart, offset: int) -> None:
     uart[offset] = 0xFF
     assert uart[offset] == 0xFF
     assert uart.device.save() == before
+
+
+def test_host_and_guest_threads_lose_and_reorder_nothing(uart: Uart) -> None:
+    """The guest polls through a bus; the host thread sends whenever it hears of room."""
+    bus, room = Bus("io", PORT_SPACE), threading.Event()
+    bus.claim(0x3F8, 8, uart.device)
+    bus.write(0x3F8 + FCR, 1, 0x81)
+    uart.device.on_room = room.set
+    data = bytes(range(256)) * 8
+    deadline = time.monotonic() + 60
+
+    def host() -> None:
+        left = data
+        while left:
+            room.clear()
+            left = left[uart.device.receive(left) :]
+            if left:
+                assert room.wait(60)
+
+    sender = threading.Thread(target=host)
+    sender.start()
+    got = bytearray()
+    while len(got) < len(data) and time.monotonic() < deadline:
+        if bus.read(0x3F8 + LSR, 1) & 1:
+            got.append(bus.read(0x3F8 + RBR, 1))
+    sender.join(60)
+    assert bytes(got) == data

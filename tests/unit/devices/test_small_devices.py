@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyvmm.arch.x86.boot import acpi as acpi_tables
@@ -25,6 +25,7 @@ def test_debug_exit_status(value: int, status: int) -> None:
     assert debug_exit_status(value) == status
 
 
+@settings(deadline=None)
 @given(st.integers(0, 0xFFFFFFFF))
 def test_a_debug_exit_is_never_a_clean_end(value: int) -> None:
     assert 0 < debug_exit_status(value) <= 255
@@ -185,6 +186,7 @@ def test_the_dsdt_names_the_same_sleep_type() -> None:
     assert acpi_tables.S5_SLEEP_TYPE == S5_SLEEP_TYPE
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 7), st.integers(0, 255)), max_size=20))
 def test_the_sci_is_always_status_and_enable(writes: list[tuple[int, int]]) -> None:
     pm = Pm()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyvmm.errors import ConfigError
@@ -70,6 +70,7 @@ def test_files_skip_comments_and_refuse_repeats(tmp_path: Path) -> None:
         parse_trace_events(path)
 
 
+@settings(deadline=None)
 @given(st.text(alphabet=st.sampled_from('ab(),* "%dxsPRI64\\z#'), max_size=60))
 def test_any_line_is_a_usable_declaration_or_refused(line: str) -> None:
     try:
