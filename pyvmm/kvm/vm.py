@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pyvmm.errors import KvmError
@@ -93,6 +94,16 @@ class Vm(KvmFd):
         line = ffi.new("struct kvm_irq_level *")
         line.irq, line.level = gsi, level
         self.ioctl("KVM_IRQ_LINE", line)
+
+    def set_gsi_routing(self, routes: Sequence[tuple[int, str, int]]) -> None:
+        """Replace the routing table by (GSI, chip as in :data:`IRQCHIPS`, pin) entries (api.rst, 4.52)."""
+        table = ffi.new("struct kvm_irq_routing *", {"entries": len(routes)})
+        table.nr = len(routes)
+        for index, (gsi, chip, pin) in enumerate(routes):
+            entry = table.entries[index]
+            entry.gsi, entry.type = gsi, lib.KVM_IRQ_ROUTING_IRQCHIP
+            entry.u.irqchip.irqchip, entry.u.irqchip.pin = IRQCHIPS[chip], pin
+        self.ioctl("KVM_SET_GSI_ROUTING", table)
 
     def signal_msi(self, address: int, data: int) -> int:
         """Deliver an MSI; how many vCPUs got it (api.rst, 4.70)."""

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable
 
 from pyvmm.arch.x86 import layout, user_entry
+from pyvmm.arch.x86.boot.mptable import isa_irq_pins
 from pyvmm.arch.x86.cpuid import guest_cpuid
 from pyvmm.devices.acpi_pm import AcpiPm
 from pyvmm.devices.bus import MMIO_SPACE, PORT_SPACE, Bus
@@ -98,10 +99,17 @@ def _prepare_vm(vm: Vm, quirks: frozenset[str]) -> None:
     vm.set_identity_map_addr(layout.IDENTITY_MAP)
     vm.set_tss_addr(layout.TSS)
     vm.create_irqchip()
+    vm.set_gsi_routing(_pc_wiring())
     vm.create_pit2()
     if vm.check_extension("KVM_CAP_COALESCED_PIO"):
         for port in COALESCED_PORTS:
             vm.register_coalesced(port, 1, pio=True)
+
+
+def _pc_wiring() -> list[tuple[int, str, int]]:
+    """GSIs as a PC wires them and the MP table and MADT say it: KVM's default has the timer at IOAPIC pin 0."""
+    pic = [(irq, "pic_slave" if irq & 8 else "pic_master", irq & 7) for irq in range(16)]
+    return pic + [(irq, "ioapic", pin) for irq, pin in isa_irq_pins()] + [(gsi, "ioapic", gsi) for gsi in range(16, 24)]
 
 
 def _build_memory(config: MachineConfig, vm: Vm, stack: contextlib.ExitStack) -> GuestMemory:

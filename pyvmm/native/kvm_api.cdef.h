@@ -238,6 +238,19 @@ struct kvm_clock_data { uint64_t clock; uint32_t flags; uint64_t realtime, host_
 struct kvm_irqfd { uint32_t fd, gsi, flags, resamplefd; ...; };
 struct kvm_ioeventfd { uint64_t datamatch, addr; uint32_t len; int32_t fd; uint32_t flags; ...; };
 struct kvm_irq_level { uint32_t irq; uint32_t level; ...; };
+/* Complete, without "...": cffi cannot leave what a nested union holds open. */
+struct kvm_irq_routing_irqchip { uint32_t irqchip, pin; };
+struct kvm_irq_routing_msi { uint32_t address_lo, address_hi, data, devid; };
+struct kvm_irq_routing_s390_adapter { uint64_t ind_addr, summary_addr, ind_offset; uint32_t summary_offset, adapter_id; };
+struct kvm_irq_routing_entry {
+	uint32_t gsi, type, flags, pad;
+	union {
+		struct kvm_irq_routing_irqchip irqchip;
+		struct kvm_irq_routing_msi msi;
+		struct kvm_irq_routing_s390_adapter adapter; /* only for the size and alignment it gives */
+	} u;
+};
+struct kvm_irq_routing { uint32_t nr, flags; struct kvm_irq_routing_entry entries[]; ...; };
 struct kvm_msi { uint32_t address_lo, address_hi, data, flags, devid; ...; };
 struct kvm_coalesced_mmio_zone { uint64_t addr; uint32_t size; uint32_t pio; ...; };
 struct kvm_enable_cap { uint32_t cap, flags; uint64_t args[4]; ...; };

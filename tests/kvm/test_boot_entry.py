@@ -15,6 +15,7 @@ from typing import NamedTuple
 import pytest
 
 from pyvmm.arch.x86 import layout
+from pyvmm.arch.x86.boot.mptable import isa_irq_pins
 
 pytestmark = pytest.mark.kvm
 
@@ -138,3 +139,10 @@ def test_real_mode(tmp_path: Path, address: int | None, org: int, cs: int, sp: i
     assert (ax, bx, cx, dx, si, di, bp) == (0, 0, 0, 0x80, 0, 0, 0)
     assert org < ip < org + 40
     assert said[28:] == sp.to_bytes(2, "little")
+
+
+def test_the_timer_arrives_at_the_pin_the_tables_name(tmp_path: Path) -> None:
+    """MP table and MADT say ISA IRQ 0 is IOAPIC pin 2; KVM's default routing would make it pin 0."""
+    assert dict(isa_irq_pins())[0] == 2
+    said = build(tmp_path, "timer_pin.S", 0x200000, bits=64).run()
+    assert said == bytes((1 << (0x42 - 0x40),))
