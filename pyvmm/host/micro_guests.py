@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from pyvmm.host.probe_vm import DATA, USER_VECTOR, Mode
+from pyvmm.host.probe_layout import DATA, USER_VECTOR, Mode
 
 
 class MicroGuest(NamedTuple):
@@ -41,7 +41,10 @@ FILL: Final = MicroGuest("rep stosb", bytes.fromhex("f3 aa"))
 CPUID: Final = MicroGuest("cpuid", bytes.fromhex("0f a2"))
 SYSCALL: Final = MicroGuest("syscall", bytes.fromhex("0f 05"))
 SYSRET: Final = MicroGuest("sysretq", bytes.fromhex("48 0f 07"))
-INT_80: Final = MicroGuest("int 80h", bytes.fromhex("cd 80"), 32)
+INT_80: Final = {
+    Mode.USER32: MicroGuest("int 80h", bytes.fromhex("cd 80"), 32),
+    Mode.USER64: MicroGuest("int 80h", bytes.fromhex("cd 80")),
+}
 READ_TSC: Final = MicroGuest("rdtsc", bytes.fromhex("0f 31"))
 LOAD_BYTE: Final = MicroGuest("mov al,[rbx]", bytes.fromhex("8a 03"))
 STORE_BYTE: Final = MicroGuest("mov [rbx],al", bytes.fromhex("88 03"))

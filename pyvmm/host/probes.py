@@ -19,17 +19,8 @@ from pyvmm.errors import PyvmmError
 from pyvmm.host import micro_guests
 from pyvmm.host.kind import cpuinfo, read_kind
 from pyvmm.host.micro_guests import COUNTDOWN, INSTRUCTIONS, Instruction
-from pyvmm.host.probe_vm import (
-    CODE_CPL3,
-    DATA,
-    DATA_2,
-    HLT,
-    SYSCALL_STUB,
-    USER_VECTOR,
-    End,
-    Mode,
-    ProbeVm,
-)
+from pyvmm.host.probe_layout import CODE_CPL3, DATA, DATA_2, HLT, SYSCALL_STUB, USER_VECTOR, Mode
+from pyvmm.host.probe_vm import End, ProbeVm
 from pyvmm.host.profile import HostProfile, Speed, derive_quirks
 from pyvmm.kvm.state import CpuidEntry, Regs
 from pyvmm.kvm.system import System
@@ -41,6 +32,7 @@ TRIES: Final = 3
 EMULATED_BELOW: Final = 20_000_000
 """Instructions a second; judges only where KVM does not count emulated instructions."""
 MSR_TSC: Final = 0x10
+_USER_MODES: Final = (Mode.USER32, Mode.USER64)
 PROBE_PORT: Final = 0x2F0  # nothing in the kernel answers here
 FETCH_OF_USER: Final = 0x15
 """Page-fault error code: present, user, instruction fetch (SDM volume 3, 4.7)."""
@@ -198,10 +190,14 @@ def sysret(probe: ProbeVm) -> bool:
     return (ending.end, ending.vector, ending.frame_rip) == (End.EXCEPTION, 13, CODE_CPL3) and ending.frame_cs & 3 == 3
 
 
-def compat_int(probe: ProbeVm) -> bool:
-    """Whether INT 0x80 from 32-bit CPL 3 under a 64-bit kernel arrives at its gate."""
-    ending = probe.run(Mode.USER32, micro_guests.INT_80.code)
-    return (ending.end, ending.vector) == (End.EXCEPTION, USER_VECTOR)
+def int_from_cpl3(probe: ProbeVm, mode: Mode) -> str:
+    """What INT 0x80 at CPL 3 does: ``reaches-gate``, ``invalid-opcode`` (which INT n never raises), or an ending."""
+    ending = probe.run(mode, micro_guests.INT_80[mode].code)
+    if (ending.end, ending.vector) == (End.EXCEPTION, USER_VECTOR):
+        return "reaches-gate"
+    if (ending.end, ending.vector, ending.frame_rip) == (End.EXCEPTION, 6, CODE_CPL3) and ending.frame_cs & 3 == 3:
+        return "invalid-opcode"
+    return ending.text
 
 
 _NEEDED_BY_THE_PROBE: Final = frozenset(
@@ -263,11 +259,12 @@ def private_memfd(system: System) -> bool:
     A page the guest has written is its own and leaves the memfd alone; one it has only read follows ``pwrite`` to
     the memfd; and MADV_DONTNEED brings the memfd's content back to a written one.
     """
-    return all(_private_memfd(system, mode) for mode in (Mode.LONG64, Mode.USER64))
+    return all(memfd_follows(system, mode, private=True) for mode in (Mode.LONG64, Mode.USER64))
 
 
-def _private_memfd(system: System, mode: Mode) -> bool:
-    with ProbeVm(system, private=True) as probe:
+def memfd_follows(system: System, mode: Mode, *, private: bool) -> bool:
+    """The checks of :func:`private_memfd` in one mode; over a shared mapping they must fail."""
+    with ProbeVm(system, private=private) as probe:
         region = probe.region
 
         def load(at: int) -> int:
@@ -316,6 +313,8 @@ def measure(system: System) -> HostProfile:
         tried = {each.name: attempt(each.name, partial(instruction, probe, each)) for each in INSTRUCTIONS}
         instructions = {name: found for name, found in tried.items() if found is not None}
         syscall_observed = attempt("syscall", lambda: syscall_entry(probe)) or "unknown"
+        called = {m.value: attempt(f"int from {m.value}", partial(int_from_cpl3, probe, m)) for m in _USER_MODES}
+        int_observed = {mode: found for mode, found in called.items() if found is not None}
         shown = attempt("CPUID masking", lambda: features_show_through(system))
         return HostProfile(
             kind=kind.kind,
@@ -332,7 +331,7 @@ def measure(system: System) -> HostProfile:
             syscall_reaches_cpl0=None if syscall_observed == "unknown" else syscall_observed == "reaches-cpl0",
             syscall_observed=syscall_observed,
             sysret_works=attempt("sysret", lambda: sysret(probe)),
-            compat_int_works=attempt("int from 32-bit CPL 3", lambda: compat_int(probe)),
+            int_observed=int_observed,
             features_show_through=shown,
             guest_tsc_settable=attempt("guest TSC", lambda: guest_tsc_settable(probe)),
             private_memfd_works=attempt("private memfd", lambda: private_memfd(system)),
@@ -341,6 +340,7 @@ def measure(system: System) -> HostProfile:
                 speeds=speeds,
                 instructions=instructions,
                 syscall_observed=syscall_observed,
+                int_observed=int_observed,
                 features_show_through=shown,
             ),
             notes=tuple(notes),

@@ -14,12 +14,14 @@ import msgspec
 EMULATED_CPL0: Final = "emulated-cpl0"
 INSTRUCTION_FALLBACK: Final = "instruction-fallback"
 SYSCALL_ENTRY: Final = "syscall-entry"
+INT_ENTRY: Final = "int-entry"
 CPUID_SHOWS_THROUGH: Final = "cpuid-shows-through"
 
 QUIRKS: Final[dict[str, str]] = {
     EMULATED_CPL0: "CPL 0 runs in KVM's instruction emulator, about a thousand times slower than the CPU",
     INSTRUCTION_FALLBACK: "that emulator lacks instructions: pyvmm carries them out itself",
     SYSCALL_ENTRY: "SYSCALL from CPL 3 does not reach CPL 0: pyvmm completes it at the guest's #PF handler",
+    INT_ENTRY: "INT n from CPL 3 raises #UD: pyvmm takes it through its gate at the guest's #UD handler",
     CPUID_SHOWS_THROUGH: "features hidden by CPUID stay visible: pyvmm asks Linux to ignore them (clearcpuid=)",
 }
 """Every quirk by name, with what it means."""
@@ -60,8 +62,8 @@ class HostProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     syscall_observed: str
     """What SYSCALL at CPL 3 led to: ``reaches-cpl0``, ``fetch-fault-at-cpl3`` or an ending."""
     sysret_works: bool | None
-    compat_int_works: bool | None
-    """INT from 32-bit CPL 3 arrives at its gate."""
+    int_observed: dict[str, str]
+    """What INT 0x80 led to in ``user32`` and ``user64``: ``reaches-gate``, ``invalid-opcode``, or an ending."""
     features_show_through: dict[str, tuple[str, ...]] | None
     """``cpl0`` and ``cpl3`` -> features the guest sees although its CPUID table does not have them."""
     guest_tsc_settable: bool | None
@@ -96,6 +98,7 @@ def derive_quirks(
     speeds: dict[str, Speed],
     instructions: dict[str, str],
     syscall_observed: str,
+    int_observed: dict[str, str],
     features_show_through: dict[str, tuple[str, ...]] | None,
 ) -> tuple[str, ...]:
     """The quirks that these findings call for. A probe without a result calls for none."""
@@ -103,6 +106,7 @@ def derive_quirks(
         EMULATED_CPL0: any(speeds[mode].emulated for mode in ("prot32", "long64") if mode in speeds),
         INSTRUCTION_FALLBACK: "emulation-failure" in instructions.values(),
         SYSCALL_ENTRY: syscall_observed == "fetch-fault-at-cpl3",
+        INT_ENTRY: "invalid-opcode" in int_observed.values(),
         CPUID_SHOWS_THROUGH: features_show_through is not None and any(features_show_through.values()),
     }
     return tuple(name for name in QUIRKS if wanted[name])
