@@ -16,6 +16,7 @@ import pytest
 
 from pyvmm.arch.x86 import layout
 from pyvmm.arch.x86.boot.mptable import isa_irq_pins
+from tests.unit.arch.x86.boot import images
 
 pytestmark = pytest.mark.kvm
 
@@ -66,9 +67,8 @@ def module(tmp_path: Path) -> tuple[str, ...]:
     return ("--append", COMMAND_LINE, "--initrd", str(path))
 
 
-def test_long_mode(tmp_path: Path) -> None:
-    image = build(tmp_path, "entry64.S", 0x200000, bits=64)
-    said = image.run(*module(tmp_path))
+def check_long_mode(said: bytes) -> None:
+    """What entry64.S says when handed the module and the command line."""
     rax, rbx, _, _, rsi, rdi, rsp, rbp, rflags, cr0, cr3, cr4, efer = struct.unpack_from("<13Q", said)
     assert rsi == layout.BOOT_INFO and rsp == layout.BOOT_STACK_TOP
     assert (rax, rbx, rdi, rbp) == (0, 0, 0, 0)
@@ -80,6 +80,27 @@ def test_long_mode(tmp_path: Path) -> None:
     assert (base, limit) == (layout.BOOT_GDT, 47)
     assert struct.unpack_from("<I", said, 0x7C) == (0,), "the boot processor's APIC ID"
     assert said[0x80:] == bytes(4) + b"_MP_RSD PTR " + MODULE + COMMAND_LINE.encode()
+
+
+def test_long_mode(tmp_path: Path) -> None:
+    check_long_mode(build(tmp_path, "entry64.S", 0x200000, bits=64).run(*module(tmp_path)))
+
+
+def test_bzimage_unpacked_on_the_host(tmp_path: Path) -> None:
+    elf = build(tmp_path, "entry64.S", 0x200000, bits=64)
+    image = tmp_path / "bzImage"
+    image.write_bytes(images.bzimage(images.compress(elf.path.read_bytes(), "zstd")))
+    check_long_mode(Built(image, tmp_path).run(*module(tmp_path)))
+
+
+def test_bzimage_entered_at_its_own_64_bit_entry(tmp_path: Path) -> None:
+    """The protected-mode code starts at pref_address; its 64-bit entry is 0x200 behind that."""
+    elf = build(tmp_path, "entry64.S", 0x200200, bits=64)
+    code = tmp_path / "code"
+    subprocess.run(["objcopy", "-O", "binary", str(elf.path), str(code)], check=True, timeout=60)
+    image = tmp_path / "bzImage"
+    image.write_bytes(images.bzimage(code.read_bytes(), payload_gap=0x200, pref_address=0x200000))
+    check_long_mode(Built(image, tmp_path).run("--guest-decompress", *module(tmp_path)))
 
 
 def registers32(said: bytes) -> dict[str, int]:
