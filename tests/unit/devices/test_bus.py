@@ -242,9 +242,10 @@ def test_accesses_during_claims_see_the_device_or_nobody() -> None:
     assert bus.read(0x80, 2) == 0xFFFF, "no route outlives its claim"
 
 
-def test_a_look_up_that_was_overtaken_by_a_claim_leaves_no_stale_route() -> None:
+def test_a_look_up_that_was_overtaken_by_a_release_leaves_no_stale_route() -> None:
     bus = Bus("io", PORT_SPACE)
-    overtaken = bus._table
     bus.claim(0x80, 1, Bytes("d", first=7))
-    bus._find(overtaken, 0x80)
-    assert bus.read(0x80, 1) == 7
+    overtaken = bus._table
+    bus.release(0x80)
+    assert bus._find(overtaken, 0x80).room == 1
+    assert bus.read(0x80, 1) == 0xFF
