@@ -72,7 +72,7 @@ def read() -> HostProfile | None:
             continue
         try:
             entry = msgspec.json.decode(text, type=_Entry)
-        except (msgspec.DecodeError, RecursionError):
+        except (msgspec.DecodeError, ValueError, RecursionError):  # ValueError: not UTF-8
             continue
         if entry.key == cache_key():
             return entry.profile

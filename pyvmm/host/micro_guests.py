@@ -72,7 +72,7 @@ def _instruction(
 # Registers at entry: RAX 2 (INVPCID's kind of flush), RBX a zeroed, 64-byte aligned page (an XRSTOR or FXRSTOR
 # from it is valid), RCX and RDX 0 unless said (XCR0; with EAX the state components to save).
 INSTRUCTIONS: Final = (
-    _instruction("int3", "int3", "cc", vector=3),
+    _instruction("int3", "int 3", "cc", vector=3),
     _instruction("int", "int 80h", "cd 80", vector=USER_VECTOR),
     _instruction("popcnt", "popcnt rax,rcx", "f3 48 0f b8 c1", rcx=0x50, rax=2),
     _instruction("lzcnt", "lzcnt rax,rcx", "f3 48 0f bd c1", rax=64),
@@ -139,8 +139,8 @@ INSTRUCTIONS: Final = (
     _instruction("sfence", "sfence", "0f ae f8"),
     _instruction("prefetcht0", "prefetcht0 [rbx]", "0f 18 0b"),
     _instruction("pause", "pause", "f3 90"),
-    _instruction("lsl", "lsl eax,cx", "0f 03 c1", rax=2),
-    _instruction("lar", "lar eax,cx", "0f 02 c1", rax=2),
+    _instruction("lsl", "lsl eax,ecx", "0f 03 c1", rax=2),
+    _instruction("lar", "lar eax,ecx", "0f 02 c1", rax=2),
     _instruction("verw", "verw [rbx]", "0f 00 2b"),
     _instruction("sgdt", "sgdt [rbx]", "0f 01 03"),
     _instruction("smsw", "smsw eax", "0f 01 e0"),

@@ -4,11 +4,10 @@ KVM_GET_SUPPORTED_CPUID describes features, but its topology is that of whicheve
 (its APIC ID, its core counts). The guest's is one package of ``cpus`` cores with one thread each, and APIC
 IDs 0 to ``cpus - 1``. Every leaf that speaks of topology must agree, or Linux disbelieves all of them.
 
-Sources: Intel SDM volume 2A, CPUID, "Initial APIC ID" (leaf 1), leaves 4, 0BH, 1FH; AMD APM volume 3,
-appendix E.3.2 (function 1), E.4.2 (8000_0001h CmpLegacy), E.4.7 (8000_0008h), E.4.15 (8000_001Dh), E.4.16
-(8000_001Eh), E.4.21 (8000_0026h); Linux Documentation/virt/kvm/api.rst, 4.46 (the TSC-deadline bit is not in the
-supported list, but told by KVM_CAP_TSC_DEADLINE_TIMER), and x86/cpuid.rst for KVM's own leaves, which stay
-as KVM gives them (the kvm-clock stable bit among them).
+Sources: Intel SDM volume 2A, CPUID, leaves 1 (initial APIC ID), 4, 0BH, 1FH; AMD APM volume 3, appendix E, functions
+1, 8000_0001h (CmpLegacy), 8000_0008h, 8000_001Dh, 8000_001Eh, 8000_0026h; Linux Documentation/virt/kvm/api.rst, 4.46
+(the TSC-deadline bit is told by KVM_CAP_TSC_DEADLINE_TIMER, whatever the list says) and x86/cpuid.rst (KVM's own
+leaves, which stay as KVM gives them, the kvm-clock stable bit among them).
 """
 
 from __future__ import annotations
