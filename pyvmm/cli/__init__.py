@@ -10,10 +10,10 @@ import argparse
 import sys
 
 from pyvmm import __version__
-from pyvmm.cli import linux, run
+from pyvmm.cli import doctor, linux, run
 from pyvmm.errors import EXIT_REFUSED, PyvmmError
 
-COMMANDS = (run, linux)
+COMMANDS = (run, linux, doctor)
 
 
 class _Parser(argparse.ArgumentParser):

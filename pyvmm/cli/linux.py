@@ -7,7 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from pyvmm.arch.x86.linux_quirks import linux_command_line
+from pyvmm.arch.x86.linux_quirks import linux_additions, split_removals
 from pyvmm.cli.exec_console import CommandResult, ExecConsole, check_command_line, exec_argument
 from pyvmm.cli.machine_options import (
     add_machine_options,
@@ -77,12 +77,11 @@ def config_of(args: argparse.Namespace) -> MachineConfig:
     """The configuration that ``args`` ask for."""
     kernel, initramfs = find_kernel(args.kernel), find_initramfs(args.initrd)
     quirks = parse_quirks(args.quirks)
-    extra = [*(args.append.split() if args.append else []), *args.kernel_args]
-    removed = [word[1:] for word in extra if word.startswith("-")]
-    words = linux_command_line(resolve_quirks(quirks), without=removed)
-    words += [word for word in extra if not word.startswith("-")]
+    words, removed = split_removals([*(args.append.split() if args.append else []), *args.kernel_args])
+    additions = linux_additions(resolve_quirks(quirks), removed, base=True)
     if args.exec:
         words.append(exec_argument(args.exec))
+    check_command_line(" ".join(additions + words))
     serial = args.serial
     if args.exec and serial == "stdio":
         serial = "stderr" if args.console else "null"
@@ -92,7 +91,8 @@ def config_of(args: argparse.Namespace) -> MachineConfig:
         memory=parse_size(args.memory, "--memory") if args.memory else DEFAULT_MEMORY,
         cpus=parse_cpus(args.smp),
         initrd=initramfs,
-        append=check_command_line(" ".join(words)),
+        append=" ".join(words),
+        linux_additions=" ".join(additions),
         acpi=args.acpi,
         serial=serial,
         debug_exit=parse_debug_exit(args.debug_exit) if args.debug_exit else DebugExitConfig(),

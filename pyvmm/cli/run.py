@@ -6,12 +6,14 @@ import argparse
 import os
 from typing import TYPE_CHECKING, Any
 
+from pyvmm.arch.x86.linux_quirks import linux_additions, split_removals
 from pyvmm.cli.machine_options import (
     add_machine_options,
     explain_ending,
     parse_cpus,
     parse_quirks,
     parse_timeout,
+    resolve_quirks,
     run_machine,
 )
 from pyvmm.machine.config import (
@@ -57,13 +59,17 @@ def config_of(args: argparse.Namespace) -> MachineConfig:
         image = str(guest.image)
     default_memory = guest.memory_bytes if guest else DEFAULT_MEMORY
     load_address = args.load_address and parse_number(args.load_address, "--load-address", maximum=0xFFFFF)
+    quirks = parse_quirks(args.quirks)
+    append = args.append if args.append is not None else (guest.append if guest else "")
+    words, removed = split_removals(append.split(" ")) if append else ([], [])
     return MachineConfig(
         image=image,
         name=args.name or os.path.basename(os.path.normpath(args.image)),
         memory=parse_size(args.memory, "--memory") if args.memory else default_memory,
         cpus=parse_cpus(args.smp) if args.smp else (guest.cpus if guest else 1),
         initrd=args.initrd,
-        append=args.append if args.append is not None else (guest.append if guest else ""),
+        append=" ".join(words),
+        linux_additions=" ".join(linux_additions(resolve_quirks(quirks), removed, base=False)),
         load_address=load_address,
         guest_decompress=args.guest_decompress,
         acpi=not args.no_acpi,
@@ -71,7 +77,7 @@ def config_of(args: argparse.Namespace) -> MachineConfig:
         debug_exit=parse_debug_exit(args.debug_exit) if args.debug_exit else DebugExitConfig(),
         timeout=parse_timeout(args.timeout) if args.timeout else (guest.timeout if guest else None),
         no_reboot=args.no_reboot,
-        quirks=parse_quirks(args.quirks),
+        quirks=quirks,
     )
 
 

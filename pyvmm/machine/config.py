@@ -32,6 +32,8 @@ class MachineConfig(msgspec.Struct, frozen=True, kw_only=True):
     cpus: int = 1
     initrd: str | None = None
     append: str = ""
+    linux_additions: str = ""
+    """Put before ``append`` if the image turns out to be Linux (see arch/x86/linux_quirks.py)."""
     load_address: int | None = None
     guest_decompress: bool = False
     acpi: bool = True
@@ -62,7 +64,7 @@ class MachineConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 def parse_size(text: str, what: str = "size") -> int:
     """Bytes in ``128M``, ``0x1000``, ``1G``... ConfigError names ``what`` when it is none."""
-    match = re.fullmatch(r"(0[xX][0-9a-fA-F]{1,16}|\d{1,19})([KMGT]?)i?[bB]?", text.strip())
+    match = re.fullmatch(r"(0[xX][0-9a-fA-F]{1,16}|[0-9]{1,19})([KMGT]?)i?[bB]?", text.strip())
     if match is None:
         raise ConfigError(f"{what} {text!r}: write a number with K, M, G or T, for example 128M")
     return int(match[1], 0 if match[1][:2].lower() == "0x" else 10) * _UNITS[match[2]]
@@ -70,7 +72,7 @@ def parse_size(text: str, what: str = "size") -> int:
 
 def parse_number(text: str, what: str, *, maximum: int) -> int:
     """A decimal or 0x number of at most ``maximum``; ConfigError names ``what`` otherwise."""
-    match = re.fullmatch(r"0[xX][0-9a-fA-F]{1,16}|\d{1,19}", text.strip())
+    match = re.fullmatch(r"0[xX][0-9a-fA-F]{1,16}|[0-9]{1,19}", text.strip())
     value = int(match[0], 0 if match[0][:2].lower() == "0x" else 10) if match else -1
     if not 0 <= value <= maximum:
         raise ConfigError(f"{what} {text!r}: write a number from 0 to {maximum:#x}")

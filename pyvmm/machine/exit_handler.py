@@ -57,7 +57,7 @@ class ExitHandler:
         from pyvmm.arch.x86.fallback.kvm_context import KvmContext
 
         try:
-            name = emulate(KvmContext(vcpu, machine.memory))
+            text = emulate(KvmContext(vcpu, machine.memory))
         except UnknownInstructionError as error:
             if vcpu.get_sregs().ss.dpl == 3:
                 # A program must not be able to end the machine; KVM itself would give it #UD, too.
@@ -70,4 +70,4 @@ class ExitHandler:
             machine.crash(thread, "unknown-instruction", str(error))
             return
         with self._lock:
-            self.carried_out[name] += 1
+            self.carried_out[text.partition(" ")[0]] += 1

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+import msgspec
+
 from pyvmm.arch.x86 import user_entry
 from pyvmm.arch.x86.boot import BootOptions, LoadedImage, load_image
 from pyvmm.arch.x86.cpu_state import CpuState, load_cpu, readable_msrs, save_cpu
@@ -121,6 +123,7 @@ class Machine:
         config = self.config
         options = BootOptions(
             command_line=config.append,
+            linux_additions=config.linux_additions,
             initrd=config.initrd,
             cpus=config.cpus,
             load_address=config.load_address,
@@ -227,6 +230,9 @@ class Machine:
         self._halt_watch.stop()
         self._park_all()
         self.collector.drain_ring()
+        if ending.kind == "timeout":
+            # Where a guest hangs is what its owner will want to know.
+            ending = msgspec.structs.replace(ending, crash=crash_report(self.vcpus[0], self.memory))
         self.ending = ending
         state = {
             "triple-fault": RunState.GUEST_PANICKED,
@@ -317,6 +323,7 @@ class Machine:
                     "exits_native": int(v.native.native_exits),
                     "syscalls_completed": int(v.native.syscalls),
                     "interrupts_completed": int(v.native.interrupts),
+                    "hypercalls_answered": int(v.native.hypercalls),
                     "faults_passed": int(v.native.faults),
                 }
                 for v in self.vcpus

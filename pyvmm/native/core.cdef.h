@@ -41,6 +41,7 @@ struct pv_vcpu {
 	uint64_t syscalls;
 	uint64_t faults;
 	uint64_t interrupts;
+	uint64_t hypercalls;
 	int32_t thread_id;
 	...;
 };

@@ -111,6 +111,7 @@ struct pv_vcpu {
 	uint64_t syscalls;       /* SYSCALLs completed by the work-around (user_entry.c) */
 	uint64_t faults;         /* real faults that hit its breakpoints */
 	uint64_t interrupts;     /* INT n completed by it */
+	uint64_t hypercalls;     /* VMCALLs answered by it */
 	struct pv_user_entry entry;
 };
 

@@ -1,5 +1,6 @@
 /*
- * The work-arounds for hosts whose KVM runs CPL 3 natively and gets the way into CPL 0 wrong.
+ * The work-arounds for hosts whose KVM emulates CPL 0, runs CPL 3 natively and gets the way from one to the
+ * other wrong.
  *
  * SYSCALL there jumps to LSTAR without changing to CPL 0. The fetch at LSTAR faults with the user's CS, so
  * the guest's #PF handler is entered for something that was no page fault. INT n there raises #UD instead of
@@ -10,6 +11,9 @@
  *                are R11's with FMASK's cleared, which only the instruction does: finish it.
  *   INT n        CS.RPL = 3 and the bytes at RIP are CD nn, which never raise #UD on a CPU: go through
  *                gate nn instead, or to #GP if the gate does not let CPL 3 in.
+ *   VMCALL       at CPL 0: KVM there rewrites a hypercall instruction into the host's own kind and emulates
+ *                it again, for ever. With that behaviour switched off (KVM_CAP_DISABLE_QUIRKS2) the
+ *                instruction raises #UD; answer "no such hypercall", which every caller must expect.
  *   anything     a real fault: carry out the handler's first instruction and run on, because KVM would
  *                report the same breakpoint again.
  *
@@ -34,6 +38,7 @@
 #define PF_VECTOR 14
 #define PF_SYSCALL_FETCH 0x15u /* P | U/S | I/D, Intel SDM vol. 3, 4.7 */
 #define OPCODE_INT_N 0xcd
+#define KVM_ENOSYS 1000 /* <linux/kvm_para.h> */
 #define EFLAGS_TF (1ull << 8)
 #define EFLAGS_IF (1ull << 9)
 #define EFLAGS_DF (1ull << 10)
@@ -262,6 +267,23 @@ static bool finish_int(struct pv_vcpu *vcpu, const struct kvm_sregs *sregs, stru
 	return true;
 }
 
+/* The #UD handler has been entered for VMCALL or VMMCALL at CPL 0: answer it and return behind it. */
+static bool finish_hypercall(struct pv_vcpu *vcpu, const struct kvm_sregs *sregs, struct kvm_regs *regs)
+{
+	struct frame f;
+	uint8_t code[3];
+
+	if (!read_stack(vcpu, regs, sregs, &f, sizeof f) || (f.cs & 3) != 0 || f.cs != sregs->cs.selector ||
+	    !pv_read_virtual(vcpu->vm, sregs->cr3, sregs->cr4, f.rip, code, sizeof code) || code[0] != 0x0f ||
+	    code[1] != 0x01 || (code[2] != 0xc1 && code[2] != 0xd9))
+		return false;
+	regs->rax = -(uint64_t)KVM_ENOSYS;
+	regs->rip = f.rip + sizeof code;
+	regs->rsp = f.rsp;
+	regs->rflags = f.rflags & ~EFLAGS_RF;
+	return true;
+}
+
 /*
  * Carry out the handler's first instruction if it is one of those that kernels start it with. The common
  * case on a fault-heavy guest, so it saves the two ioctls and the exit of a single step.
@@ -313,6 +335,8 @@ enum pv_handled pv_user_entry_debug_exit(struct pv_vcpu *vcpu)
 		vcpu->syscalls++;
 	} else if (pc && pc == e->ud_handler && finish_int(vcpu, sregs, regs)) {
 		vcpu->interrupts++;
+	} else if (pc && pc == e->ud_handler && finish_hypercall(vcpu, sregs, regs)) {
+		vcpu->hypercalls++;
 	} else if (pc && (pc == e->pf_handler || pc == e->ud_handler)) {
 		vcpu->faults++;
 		if (!skip_first_instruction(vcpu, sregs, regs)) {

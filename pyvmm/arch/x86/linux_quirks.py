@@ -33,10 +33,19 @@ ADDITIONS = (
 )  # fmt: skip
 
 
-def linux_command_line(quirks: frozenset[str], without: list[str]) -> list[str]:
-    """The words to add on a host with ``quirks``; ``without`` lists prefixes of words to leave out."""
+def linux_additions(quirks: frozenset[str], without: list[str], *, base: bool) -> list[str]:
+    """The words to add on a host with ``quirks``, with ``base`` also those for every host.
+
+    ``without`` lists prefixes of words to leave out.
+    """
     return [
         a.text
         for a in ADDITIONS
-        if (a.quirk is None or a.quirk in quirks) and not any(a.text.startswith(name) for name in without if name)
+        if (base if a.quirk is None else a.quirk in quirks)
+        and not any(a.text.startswith(name) for name in without if name)
     ]
+
+
+def split_removals(words: list[str]) -> tuple[list[str], list[str]]:
+    """(words to add, prefixes to leave out): ``-NAME`` removes pyvmm's addition that starts with NAME."""
+    return [w for w in words if not w.startswith("-")], [w[1:] for w in words if w.startswith("-")]

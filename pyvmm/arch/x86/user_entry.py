@@ -12,7 +12,8 @@ INT_QUIRK = "int-entry"
 MSR_LSTAR = 0xC0000082
 MSR_FMASK = 0xC0000084
 
-NEEDED = ("KVM_CAP_SYNC_REGS", "KVM_CAP_SET_GUEST_DEBUG", "KVM_CAP_X86_USER_SPACE_MSR", "KVM_CAP_X86_MSR_FILTER")
+NEEDED = ("KVM_CAP_SYNC_REGS", "KVM_CAP_SET_GUEST_DEBUG", "KVM_CAP_X86_USER_SPACE_MSR", "KVM_CAP_X86_MSR_FILTER",
+          "KVM_CAP_DISABLE_QUIRKS2")  # fmt: skip
 
 
 def prepare_vm(vm: Vm, quirks: frozenset[str]) -> None:
@@ -26,6 +27,9 @@ def prepare_vm(vm: Vm, quirks: frozenset[str]) -> None:
                 " guests without a user mode run with --quirks none"
             )
     vm.enable_cap("KVM_CAP_X86_USER_SPACE_MSR", lib.KVM_MSR_EXIT_REASON_FILTER)
+    if INT_QUIRK in quirks:
+        # Else a hypercall there never ends (see native/user_entry.c).
+        vm.enable_cap("KVM_CAP_DISABLE_QUIRKS2", lib.KVM_X86_QUIRK_FIX_HYPERCALL_INSN)
     vm.set_msr_filter([(MSR_LSTAR, lib.KVM_MSR_FILTER_WRITE), (MSR_FMASK, lib.KVM_MSR_FILTER_WRITE)])
 
 

@@ -1,0 +1,275 @@
+/* init: the first program of the tiny Linux.
+ *
+ * Mounts what every program expects, then either
+ *   - runs the command that the kernel command line carries as pyvmm.exec=BASE64 and ends the machine with its exit
+ *     status, by writing that byte to pyvmm's debug-exit port, or
+ *   - keeps a shell on the serial line, and does what `poweroff`, `halt` and `reboot` ask for.
+ *
+ * It is a C program without a C library because it is the first thing that runs, and where the guest kernel is emulated
+ * everything it does not do is saved: a shell script doing the same would start a process for each mount (0.2 s each
+ * there), a program linked with glibc would first have its 800 KiB copied into the root file system.
+ */
+
+#include <asm/ioctls.h>
+#include <asm/signal.h>
+#include <asm/termbits.h>
+#include <asm/unistd.h>
+#include <linux/fcntl.h>
+#include <linux/mount.h>
+#include <linux/reboot.h>
+
+#define DEBUG_EXIT_PORT 0xf4
+#define COMMAND_LINE_MAX 4096
+#define EXEC_ARGUMENT "pyvmm.exec="
+
+/* ---- system calls: number in RAX, arguments in RDI RSI RDX R10 R8; RCX and R11 are lost ---- */
+
+static long call(long number, long a, long b, long c, long d, long e)
+{
+	register long r10 __asm__("r10") = d;
+	register long r8 __asm__("r8") = e;
+	long result;
+
+	__asm__ volatile("syscall"
+			 : "=a"(result)
+			 : "0"(number), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8)
+			 : "rcx", "r11", "memory");
+	return result;
+}
+
+#define P(pointer) ((long)(pointer))
+
+static unsigned long length(const char *text)
+{
+	unsigned long n = 0;
+
+	while (text[n])
+		n++;
+	return n;
+}
+
+static void say(const char *text)
+{
+	call(__NR_write, 1, P(text), length(text), 0, 0);
+}
+
+static void mount(const char *type, const char *where, const char *options)
+{
+	call(__NR_mount, P(type), P(where), P(type), MS_NOSUID, P(options));
+}
+
+static void sleep_seconds(long seconds)
+{
+	long time[2] = { seconds, 0 };
+
+	call(__NR_nanosleep, P(time), 0, 0, 0, 0);
+}
+
+/* ---- pyvmm.exec=BASE64 ---- */
+
+static int digit(char c)
+{
+	if (c >= 'A' && c <= 'Z')
+		return c - 'A';
+	if (c >= 'a' && c <= 'z')
+		return c - 'a' + 26;
+	if (c >= '0' && c <= '9')
+		return c - '0' + 52;
+	return c == '+' ? 62 : c == '/' ? 63 : -1;
+}
+
+/* Decodes `text` up to the first character that is no digit, in place (the result is shorter than its code). */
+static void decode_base64(char *text)
+{
+	unsigned int bits = 0, have = 0;
+	char *out = text;
+	int value;
+
+	for (; (value = digit(*text)) >= 0; text++) {
+		bits = bits << 6 | value;
+		have += 6;
+		if (have >= 8) {
+			have -= 8;
+			*out++ = bits >> have;
+		}
+	}
+	*out = 0;
+}
+
+/* The value of the command line's word EXEC_ARGUMENT, which is not terminated; 0 without one. */
+static char *find_exec(char *line)
+{
+	const char *name = EXEC_ARGUMENT;
+	unsigned long n = length(name), i;
+
+	for (; *line; line++) {
+		for (i = 0; i < n && line[i] == name[i]; i++)
+			;
+		if (i == n)
+			return line + n;
+		while (*line && *line != ' ')
+			line++;
+		if (!*line)
+			break;
+	}
+	return 0;
+}
+
+static char *read_exec(void)
+{
+	static char line[COMMAND_LINE_MAX];
+	long file = call(__NR_open, P("/proc/cmdline"), O_RDONLY, 0, 0, 0);
+	long got = call(__NR_read, file, P(line), sizeof(line) - 1, 0, 0);
+	char *command;
+
+	call(__NR_close, file, 0, 0, 0, 0);
+	line[got > 0 ? got : 0] = 0;
+	command = find_exec(line);
+	if (command)
+		decode_base64(command);
+	return command;
+}
+
+/* ---- children ---- */
+
+static const char *const environment[] = {
+	"PATH=/bin:/sbin:/usr/bin:/usr/sbin", "HOME=/root", "TERM=linux", "PS1=tiny:\\w\\$ ", 0,
+};
+static unsigned long watched; /* the signals that init waits for instead of being interrupted by them */
+
+#define BIT(signal) (1ul << ((signal) - 1))
+
+/* Starts a program in a session of its own with the terminal `tty` as its input and output; gives its process ID. */
+static long start(const char *const *arguments, const char *tty)
+{
+	long child = call(__NR_fork, 0, 0, 0, 0, 0), file;
+
+	if (child)
+		return child;
+	call(__NR_rt_sigprocmask, SIG_UNBLOCK, P(&watched), 0, sizeof(watched), 0);
+	call(__NR_setsid, 0, 0, 0, 0, 0);
+	file = call(__NR_open, P(tty), O_RDWR, 0, 0, 0);
+	if (file >= 0) {
+		/* A session leader without a terminal gets the one it opens: job control works. */
+		for (int fd = 0; fd < 3; fd++)
+			call(__NR_dup2, file, fd, 0, 0, 0);
+		if (file > 2)
+			call(__NR_close, file, 0, 0, 0, 0);
+	}
+	call(__NR_chdir, P("/root"), 0, 0, 0, 0);
+	call(__NR_execve, P(arguments[0]), P(arguments), P(environment), 0, 0);
+	say("pyvmm: init: cannot run ");
+	say(arguments[0]);
+	say("\n");
+	call(__NR_exit, 127, 0, 0, 0, 0);
+	return -1;
+}
+
+/* Takes one ended child; gives its process ID (0 or less: none has ended). */
+static long reap(int *status)
+{
+	return call(__NR_wait4, -1, P(status), 1 /* WNOHANG */, 0, 0);
+}
+
+/* ---- the end ---- */
+
+static void end_machine(unsigned int how)
+{
+	call(__NR_sync, 0, 0, 0, 0, 0);
+	call(__NR_ioctl, 1, TCSBRK, 1, 0, 0);
+	call(__NR_reboot, LINUX_REBOOT_MAGIC1, LINUX_REBOOT_MAGIC2, how, 0, 0);
+}
+
+/* Hands `status` to pyvmm. The write ends the machine, unless nothing listens at that port: then power off. */
+static void exit_machine(unsigned char status)
+{
+	long port = call(__NR_open, P("/dev/port"), O_WRONLY, 0, 0, 0);
+
+	/* What the command wrote is still on its way through the UART: TCSBRK with 1 waits for it (tcdrain). */
+	call(__NR_ioctl, 1, TCSBRK, 1, 0, 0);
+	call(__NR_sync, 0, 0, 0, 0, 0);
+	call(__NR_pwrite64, port, P(&status), 1, DEBUG_EXIT_PORT, 0);
+	end_machine(LINUX_REBOOT_CMD_POWER_OFF);
+}
+
+/* ---- the two lives of init ---- */
+
+/* Output is to arrive as the command wrote it: no CR before LF, and no echo of what the host sends. */
+static void make_raw(int fd)
+{
+	struct termios settings;
+
+	if (call(__NR_ioctl, fd, TCGETS, P(&settings), 0, 0) < 0)
+		return;
+	settings.c_oflag &= ~OPOST;
+	settings.c_lflag &= ~ECHO;
+	call(__NR_ioctl, fd, TCSETS, P(&settings), 0, 0);
+}
+
+static void run_command(const char *command)
+{
+	const char *const shell[] = { "/bin/sh", "-c", command, 0 };
+	int status = 0;
+	long child, ended;
+
+	make_raw(1);
+	child = start(shell, "/dev/ttyS0");
+	do {
+		ended = call(__NR_wait4, -1, P(&status), 0, 0, 0);
+	} while (ended != child && ended > 0);
+	/* As shells say it: the exit status, or 128 and the signal that ended it. */
+	exit_machine(status & 0x7f ? 128 + (status & 0x7f) : status >> 8);
+}
+
+static void keep_shell(void)
+{
+	/* A leading "-" would make it a login shell, which reads /etc/profile. */
+	const char *const shell[] = { "/bin/sh", "-i", 0 };
+	long child = start(shell, "/dev/ttyS0"), ended;
+	int status;
+
+	for (;;) {
+		/* Wait for a signal without handlers: what busybox's poweroff, halt and reboot send, or a child's end. */
+		switch (call(__NR_rt_sigtimedwait, P(&watched), 0, 0, sizeof(watched), 0)) {
+		case SIGUSR1:
+			end_machine(LINUX_REBOOT_CMD_HALT);
+			break;
+		case SIGUSR2:
+			end_machine(LINUX_REBOOT_CMD_POWER_OFF);
+			break;
+		case SIGTERM:
+			end_machine(LINUX_REBOOT_CMD_RESTART);
+			break;
+		case SIGCHLD:
+			while ((ended = reap(&status)) > 0) {
+				if (ended != child)
+					continue;
+				if (status) /* do not spin if it cannot even start */
+					sleep_seconds(1);
+				child = start(shell, "/dev/ttyS0");
+			}
+			break;
+		}
+	}
+}
+
+__attribute__((used)) static void init(void)
+{
+	char *command;
+
+	say("pyvmm: init\n");
+	watched = BIT(SIGCHLD) | BIT(SIGUSR1) | BIT(SIGUSR2) | BIT(SIGTERM);
+	call(__NR_rt_sigprocmask, SIG_BLOCK, P(&watched), 0, sizeof(watched), 0);
+	mount("proc", "/proc", 0);
+	mount("sysfs", "/sys", 0);
+	mount("devtmpfs", "/dev", 0);
+	mount("tmpfs", "/tmp", "mode=1777");
+	call(__NR_sethostname, P("tiny"), 4, 0, 0, 0);
+	command = read_exec();
+	if (command)
+		run_command(command);
+	keep_shell();
+}
+
+/* The kernel enters here with RSP on 16 bytes, as C code expects it before a call. */
+__asm__(".globl _start\n_start:\n\tcall init\n\tud2\n");
