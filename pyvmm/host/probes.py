@@ -20,7 +20,7 @@ from pyvmm.host import micro_guests
 from pyvmm.host.kind import cpuinfo, read_kind
 from pyvmm.host.micro_guests import COUNTDOWN, INSTRUCTIONS, Instruction
 from pyvmm.host.probe_layout import CODE_CPL3, DATA, DATA_2, HLT, SYSCALL_STUB, USER_VECTOR, Mode
-from pyvmm.host.probe_vm import End, ProbeVm
+from pyvmm.host.probe_vm import End, Ending, ProbeVm
 from pyvmm.host.profile import HostProfile, Speed, derive_quirks
 from pyvmm.kvm.state import CpuidEntry, Regs
 from pyvmm.kvm.system import System
@@ -217,14 +217,17 @@ def features_show_through(system: System) -> dict[str, tuple[str, ...]]:
             setattr(entry, feature.register, register(entry, feature.register) & ~(1 << feature.bit))
     with ProbeVm(system, cpuid=given) as probe:
         return {
-            "cpl0": _unexpected(_guest_leaves(probe, Mode.LONG64), given),
-            "cpl3": _unexpected(_guest_leaves(probe, Mode.USER64), given),
+            "cpl0": _unexpected(_guest_leaves(probe, Mode.LONG64, given), given),
+            "cpl3": _unexpected(_guest_leaves(probe, Mode.USER64, given), given),
         }
 
 
-def _guest_leaves(probe: ProbeVm, mode: Mode) -> list[CpuidEntry]:
+def _guest_leaves(probe: ProbeVm, mode: Mode, given: list[CpuidEntry]) -> list[CpuidEntry]:
     seen = []
+    highest = {entry.function: entry.eax for entry in given if entry.function in (0, 0x80000000)}
     for function, index in sorted({(f.function, f.subleaf) for f in FEATURES.values()}):
+        if function > highest.get(function & 0x80000000, 0):
+            continue  # Intel answers a leaf beyond the last with the last one's content
         ending = probe.run(mode, micro_guests.CPUID.code, Regs(rax=function, rcx=index))
         if ending.end is not End.DONE:
             raise PyvmmError(f"CPUID leaf {function:#x} ended with {ending.text}")
@@ -295,8 +298,11 @@ def _move_byte(probe: ProbeVm, mode: Mode, code: bytes, at: int, value: int) -> 
 def measure(system: System) -> HostProfile:
     """Run every probe. One that fails leaves ``None`` (or nothing) and a note; KvmError when no VM can be made."""
     notes: list[str] = []
+    first: Ending | None = None
 
     def attempt(what: str, probing: Callable[[], T]) -> T | None:
+        if first is None or first.end is not End.DONE:
+            return None  # nothing runs here: one note is enough, and each probe would only wait for its deadline
         try:
             return probing()
         except PyvmmError as error:
