@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import stat
-import tempfile
 from collections.abc import Iterator
 
 import msgspec
@@ -81,6 +80,8 @@ def read() -> HostProfile | None:
 
 def write(profile: HostProfile) -> str | None:
     """Replace the cached profile in one step; where it went, or ``None`` if nowhere."""
+    import tempfile
+
     text = msgspec.json.encode(_Entry(key=cache_key(), profile=profile))
     for directory in directories():
         path = os.path.join(directory, FILE_NAME)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from typing import NamedTuple
 
 VENDOR_MODULES = {"kvm_intel": "vmx", "kvm_amd": "svm", "kvm_pvm": "pvm"}
@@ -40,6 +39,8 @@ def read_kind() -> HostKind:
 
 def cpuinfo(field: str) -> str:
     """The first CPU's ``field`` in /proc/cpuinfo; empty if there is none."""
+    import re
+
     with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
         found = re.search(rf"^{re.escape(field)}\s*: (.*)$", file.read(65536), re.MULTILINE)
     return found[1] if found else ""

@@ -115,7 +115,8 @@ def derive_quirks(
 def load_profile(*, refresh: bool = False) -> HostProfile:
     """This host's profile: cached since boot, or measured now (about a second) and cached.
 
-    HostError when /dev/kvm cannot be used. A cache that cannot be read or written is no error.
+    HostError when /dev/kvm cannot be used. A cache that cannot be read or written is no error; a profile with notes
+    (some probe failed) is not cached.
     """
     from pyvmm.host import cache
 
@@ -126,5 +127,6 @@ def load_profile(*, refresh: bool = False) -> HostProfile:
 
     with System() as system:
         profile = measure(system)
-    cache.write(profile)
+    if not profile.notes:  # a probe that failed may succeed next time: half a profile must not last until reboot
+        cache.write(profile)
     return profile

@@ -206,6 +206,14 @@ class TestLoadProfile:
         assert load_profile().cpu == "measured 1"
         assert len(measured) == 2
 
+    def test_half_a_profile_is_not_kept(self, cache_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        results = [plain_profile(notes=("syscall: deadline",)), plain_profile(cpu="whole")]
+        monkeypatch.setattr(system, "System", self.Closing)
+        monkeypatch.setattr(probes, "measure", lambda _: results.pop(0))
+        assert load_profile().notes
+        assert load_profile().cpu == "whole"
+        assert load_profile().cpu == "whole"
+
     def test_an_unusable_kvm_is_a_host_error_and_cached_nowhere(
         self, cache_directory: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
