@@ -68,6 +68,11 @@ class ExecConsole:
         self._current: CommandResult | None = None
         self._held = b""
 
+    @property
+    def began_all(self) -> bool:
+        """Whether every command was at least started."""
+        return all(result.began for result in self.results)
+
     def restart_clock(self) -> None:
         """Times count from now."""
         self._started = time.monotonic()

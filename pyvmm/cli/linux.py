@@ -63,8 +63,9 @@ def run(args: argparse.Namespace) -> int:
 
     ending, report = run_machine(config, args, prepare)
     status = _status(args, ending)
-    if args.exec and ending.kind != "debug-exit" and ending.status == 0:
-        print("pyvmm: Linux ended without running the commands; its last words were:", file=sys.stderr)
+    if args.exec and not console.began_all and ending.status == 0:
+        # A command may well be `poweroff`; but Linux ending before it was run is a failure.
+        print("pyvmm: Linux ended before it ran all commands; its last words were:", file=sys.stderr)
         print(bytes(console.log[-2000:]).decode(errors="replace"), file=sys.stderr)
         status = EXIT_REFUSED
     explain_ending(ending)
