@@ -17,6 +17,7 @@ from pyvmm.native import ffi, lib
 _SEGMENTS = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")
 _REGS = Regs.__struct_fields__
 _SEGMENT_FIELDS = Segment.__struct_fields__
+_MAX_CPUID = 256  # KVM_MAX_CPUID_ENTRIES
 _CONTROL = ("cr0", "cr2", "cr3", "cr4", "cr8", "efer", "apic_base")
 
 
@@ -201,6 +202,14 @@ class Vcpu(KvmFd):
             for name in CpuidEntry.__struct_fields__:
                 setattr(target, name, getattr(source, name))
         self.ioctl("KVM_SET_CPUID2", raw)
+
+    def get_cpuid(self) -> list[CpuidEntry]:
+        """What CPUID answers in the guest (api.rst, 4.88)."""
+        raw = ffi.new("struct kvm_cpuid2 *", {"entries": _MAX_CPUID})
+        raw.nent = _MAX_CPUID
+        self.ioctl("KVM_GET_CPUID2", raw)
+        names = CpuidEntry.__struct_fields__
+        return [CpuidEntry(*(getattr(entry, name) for name in names)) for entry in raw.entries[0 : raw.nent]]
 
     def set_guest_debug(self, control: int, debugreg: tuple[int, ...] = (0,) * 8) -> None:
         """Host-side breakpoints and single step (api.rst, 4.87); ``debugreg`` is DR0-DR7."""
