@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from pyvmm import __version__
 from pyvmm.errors import EXIT_GUEST_CRASHED, ConfigError
+from pyvmm.host.profile import QUIRKS
 from pyvmm.machine.config import MachineConfig
 from pyvmm.machine.ending import Ending
 
 if TYPE_CHECKING:
     from pyvmm.machine.machine import Machine
 
-ALL_QUIRKS = ("emulated-cpl0", "instruction-fallback", "syscall-entry", "int-entry", "cpuid-shows-through")
 
 
 def add_machine_options(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +39,7 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     add("--trace", metavar="PATTERN", action="append", default=[],
         help="trace events, for example 'vcpu_*,file=t.json,format=chrome'; may be repeated")  # fmt: skip
     add("--quirks", metavar="auto|none|LIST", default="auto",
-        help=f"work-arounds for odd hosts: auto (default), none, or some of {','.join(ALL_QUIRKS)}")  # fmt: skip
+        help=f"work-arounds for odd hosts: auto (default), none, or some of {','.join(QUIRKS)}")  # fmt: skip
 
 
 def parse_timeout(text: str | None) -> float | None:
@@ -69,9 +69,9 @@ def parse_quirks(text: str) -> frozenset[str] | None:
     if text == "none":
         return frozenset()
     chosen = frozenset(text.split(","))
-    unknown = sorted(chosen - set(ALL_QUIRKS))
+    unknown = sorted(chosen - set(QUIRKS))
     if unknown:
-        raise ConfigError(f"--quirks {unknown[0]!r}: the quirks are {', '.join(ALL_QUIRKS)}")
+        raise ConfigError(f"--quirks {unknown[0]!r}: the quirks are {', '.join(QUIRKS)}")
     return chosen
 
 

@@ -78,10 +78,10 @@ def build_machine(config: MachineConfig, quirks: frozenset[str]) -> Machine:
         )  # fmt: skip
         machine.devices.extend(_build_devices(machine, backend, collector))
         supported = system.supported_cpuid()
-        hide = frozenset() if "cpuid-shows-through" in quirks else frozenset[str]()
+        tsc_deadline = bool(system.check_extension("KVM_CAP_TSC_DEADLINE_TIMER"))
         for index in range(config.cpus):
             vcpu = stack.enter_context(vm.create_vcpu(index))
-            vcpu.set_cpuid(guest_cpuid(supported, apic_id=index, cpus=config.cpus, hide=hide))
+            vcpu.set_cpuid(guest_cpuid(supported, apic_id=index, cpus=config.cpus, tsc_deadline=tsc_deadline))
             machine.add_vcpu(vcpu)
         machine.power_on()
         # Threads must be gone before what they use: their end goes on the stack last.

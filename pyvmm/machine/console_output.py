@@ -10,44 +10,63 @@ _LIMIT = 1 << 20
 FLUSH_DEADLINE = 2.0
 
 
+class OutputGate:
+    """Back-pressure: vCPU threads wait here, between two accesses and with no lock held, while output is full.
+
+    Waiting inside a device would hold its lock, and the main loop, which feeds input to the same device, would
+    wait with it. So a write is always taken and ``full`` is what a vCPU looks at afterwards; the buffer
+    overshoots by one access at most.
+    """
+
+    def __init__(self) -> None:
+        self.full = False
+        self._condition = threading.Condition()
+        self._open = False
+
+    def set_full(self, full: bool) -> None:
+        """Called by the output whenever it fills up or has room again."""
+        with self._condition:
+            self.full = full
+            self._condition.notify_all()
+
+    def hold_open(self, on: bool) -> None:
+        """While ``on`` nobody waits: vCPUs are being parked and must come out."""
+        with self._condition:
+            self._open = on
+            self._condition.notify_all()
+
+    def wait(self) -> None:
+        """Wait for room."""
+        with self._condition:
+            self._condition.wait_for(lambda: not self.full or self._open)
+
+
 class ConsoleOutput:
-    """Writes to ``fd`` in order. A full buffer blocks writers, except the thread named in ``never_block``.
+    """Writes to ``fd`` in order. Taking data never blocks; ``gate`` tells those who should slow down.
 
     A reader that is gone (EPIPE, EIO) ends writing quietly: the guest goes on, as with a serial cable pulled.
     """
 
-    def __init__(self, fd: int, *, own_fd: bool = False) -> None:
+    def __init__(self, fd: int, gate: OutputGate, *, own_fd: bool = False) -> None:
         self._fd = fd
         self._own_fd = own_fd
+        self._gate = gate
         self._buffer = bytearray()
         self._condition = threading.Condition()
         self._closing = False
-        self._lenient = False
         self._broken = False
         self._writing = False
-        self.never_block: threading.Thread | None = None
         self._thread = threading.Thread(target=self._main, name="console-output", daemon=True)
         self._thread.start()
-
-    @property
-    def full(self) -> bool:
-        """Whether a write would block now."""
-        return len(self._buffer) >= _LIMIT
 
     def __call__(self, data: bytes) -> None:
         """Queue ``data``."""
         with self._condition:
             if self._broken:
                 return
-            if self.full and threading.current_thread() is not self.never_block:
-                self._condition.wait_for(lambda: not self.full or self._lenient or self._broken)
             self._buffer += data
-            self._condition.notify_all()
-
-    def lenient(self, on: bool) -> None:
-        """While ``on`` nobody blocks: vCPUs are being parked and must come out."""
-        with self._condition:
-            self._lenient = on
+            if len(self._buffer) >= _LIMIT and not self._gate.full:
+                self._gate.set_full(True)
             self._condition.notify_all()
 
     def flush(self, seconds: float = FLUSH_DEADLINE) -> bool:
@@ -59,7 +78,6 @@ class ConsoleOutput:
 
     def close(self) -> None:
         """Flush with a deadline and end the thread (a daemon: a stuck reader cannot keep the process)."""
-        self.lenient(True)
         self.flush()
         with self._condition:
             self._closing = True
@@ -78,6 +96,8 @@ class ConsoleOutput:
                     return
                 piece = bytes(self._buffer[:65536])
                 del self._buffer[: len(piece)]
+                if self._gate.full and len(self._buffer) < _LIMIT:
+                    self._gate.set_full(False)
                 self._writing = True
                 self._condition.notify_all()
             if not self._write(piece):
@@ -85,6 +105,7 @@ class ConsoleOutput:
                     self._broken = True
                     self._writing = False
                     self._buffer.clear()
+                    self._gate.set_full(False)
                     self._condition.notify_all()
                 return
 

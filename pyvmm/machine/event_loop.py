@@ -44,8 +44,6 @@ class EventLoop:
         self._lock = threading.Lock()
         self._stopped = False
         self._closed = False
-        self.thread = threading.current_thread()
-        """The thread that serves: the one that made the loop."""
         self._selector.register(self._wake, selectors.EVENT_READ, self._drain_wake)
 
     @property

@@ -100,6 +100,7 @@ class Machine:
                 self.ports,
                 self.mmio,
                 before_access=self.collector.drain,
+                gate=self.backend.gate,
                 on_exit=self._exits.handle,
                 on_failure=self._vcpu_failed,
             )
@@ -171,7 +172,7 @@ class Machine:
             thread.resume()
 
     def _park_all(self) -> None:
-        self.backend.lenient(True)
+        self.backend.gate.hold_open(True)
         try:
             for thread in self.threads:
                 thread.request_park()
@@ -179,7 +180,7 @@ class Machine:
             for thread in self.threads:
                 thread.wait_parked(deadline)
         finally:
-            self.backend.lenient(False)
+            self.backend.gate.hold_open(False)
 
     # -- requests, from any thread --------------------------------------------------------------
 
@@ -282,11 +283,11 @@ class Machine:
         def drain() -> None:
             _read_eventfd(self.collector.event)
             # A full console is drained by the vCPUs, which then wait; the loop must not.
-            if self.backend.room:
+            if not self.backend.gate.full:
                 self.collector.drain()
 
         def tick() -> None:
-            if self.backend.room:
+            if not self.backend.gate.full:
                 self.collector.drain_ring()
             self.loop.call_later(RING_TICK, tick)
 
@@ -298,7 +299,7 @@ class Machine:
     def end_threads(self) -> None:
         """End all vCPU threads; the first thing :meth:`close` does."""
         self._halt_watch.stop()
-        self.backend.lenient(True)
+        self.backend.gate.hold_open(True)
         for thread in self.threads:
             thread.end()
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from pyvmm.devices.serial import Serial
 from pyvmm.errors import ConfigError
-from pyvmm.machine.console_output import ConsoleOutput
+from pyvmm.machine.console_output import ConsoleOutput, OutputGate
 from pyvmm.machine.event_loop import EventLoop
 
 _READ = 4096
@@ -19,9 +19,11 @@ _READ = 4096
 class SerialBackend:
     """Output goes to a :class:`ConsoleOutput`; input is read only as fast as the guest takes it."""
 
-    def __init__(self, loop: EventLoop, output: ConsoleOutput | None) -> None:
+    def __init__(self, loop: EventLoop, fd: int | None, *, own_fd: bool = False) -> None:
+        self.gate = OutputGate()
+        """Where vCPUs wait while output is full."""
         self._loop = loop
-        self._output = output
+        self._output = None if fd is None else ConsoleOutput(fd, self.gate, own_fd=own_fd)
         self._serial: Serial | None = None
         self._input = -1
         self._pending = b""
@@ -37,11 +39,6 @@ class SerialBackend:
         if self._output is not None:
             self._output(data)
 
-    @property
-    def room(self) -> bool:
-        """Whether output would be taken without waiting."""
-        return self._output is None or not self._output.full
-
     def attach(self, serial: Serial) -> None:
         """Connect the device; from now on input flows."""
         self._serial = serial
@@ -56,11 +53,6 @@ class SerialBackend:
         """Input that does not come from a descriptor (loop thread only)."""
         self._pending += data
         self._feed()
-
-    def lenient(self, on: bool) -> None:
-        """See :meth:`ConsoleOutput.lenient`."""
-        if self._output is not None:
-            self._output.lenient(on)
 
     def close(self) -> None:
         """Flush and give everything back."""
@@ -139,8 +131,7 @@ class SocketSerialBackend(SerialBackend):
             client.close()
             return
         self._client = client
-        self._output = ConsoleOutput(client.fileno())
-        self._output.never_block = self._loop.thread
+        self._output = ConsoleOutput(client.fileno(), self.gate)
         self.read_from(client.fileno())
 
     def _ended(self) -> None:
@@ -169,12 +160,12 @@ def open_serial(spec: str, loop: EventLoop) -> SerialBackend:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise ConfigError(f"--serial {spec}: {error.strerror}") from None
-        return SerialBackend(loop, _output(fd, loop, own_fd=True))
+        return SerialBackend(loop, fd, own_fd=True)
     if kind == "unix":
         return SocketSerialBackend(loop, path)
     if kind == "stderr":
-        return SerialBackend(loop, _output(2, loop))
-    backend = SerialBackend(loop, _output(1, loop))
+        return SerialBackend(loop, 2)
+    backend = SerialBackend(loop, 1)
     # A regular file or /dev/null is at its end at once, and epoll refuses regular files anyway.
     try:
         mode = os.fstat(0).st_mode
@@ -185,12 +176,6 @@ def open_serial(spec: str, loop: EventLoop) -> SerialBackend:
     elif stat.S_ISREG(mode):
         backend.send(os.read(0, 1 << 20))
     return backend
-
-
-def _output(fd: int, loop: EventLoop, *, own_fd: bool = False) -> ConsoleOutput:
-    output = ConsoleOutput(fd, own_fd=own_fd)
-    output.never_block = loop.thread
-    return output
 
 
 def _remove_stale_socket(path: str) -> None:

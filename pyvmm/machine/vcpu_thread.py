@@ -15,6 +15,7 @@ from typing import Any
 from pyvmm.devices.bus import Bus
 from pyvmm.errors import DeadlineError
 from pyvmm.kvm.vcpu import Vcpu
+from pyvmm.machine.console_output import OutputGate
 from pyvmm.native import ffi, lib
 from pyvmm.trace import trace_group
 
@@ -46,6 +47,7 @@ class VcpuThread:
         mmio: Bus,
         *,
         before_access: Callable[[], None],
+        gate: OutputGate,
         on_exit: Callable[[VcpuThread, int], None],
         on_failure: Callable[[VcpuThread, BaseException], None],
     ) -> None:
@@ -53,6 +55,7 @@ class VcpuThread:
         self._ports = ports
         self._mmio = mmio
         self._before_access = before_access
+        self._gate = gate
         self._on_exit = on_exit
         self._on_failure = on_failure
         self._command = Command.PARK
@@ -144,6 +147,7 @@ class VcpuThread:
         exit_ = self.vcpu.exit
         sinks = self.vcpu.sinks
         ports = self._ports
+        gate = self._gate
         while True:
             kind = run(native)
             if kind == _KICKED:
@@ -174,6 +178,8 @@ class VcpuThread:
             else:
                 T.vcpu_exit.on and T.vcpu_exit(self.vcpu.index, kind, exit_.reason)
                 self._on_exit(self, kind)
+            if gate.full:
+                gate.wait()
             if self._command is not Command.RUN:
                 # One more KVM_RUN completes the access just served; immediate_exit makes it return at once.
                 self.vcpu.kick()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 _MASKED = (
-    "popcnt,cx16,rdrand,rdseed,fsgsbase,smap,smep,umip,pcid,invpcid,bmi1,bmi2,adx,rdpid,xsaves,avx,erms,fsrm"
+    "popcnt,abm,cx16,rdrand,rdseed,fsgsbase,smap,smep,umip,pcid,invpcid,bmi1,bmi2,adx,rdpid,xsaves,avx,erms,fsrm"
 )
 
 

@@ -6,12 +6,12 @@ import os
 import threading
 import time
 
-from pyvmm.machine.console_output import ConsoleOutput
+from pyvmm.machine.console_output import ConsoleOutput, OutputGate
 
 
 def test_everything_comes_out_in_order() -> None:
     out, into = os.pipe()
-    output = ConsoleOutput(into, own_fd=True)
+    output = ConsoleOutput(into, OutputGate(), own_fd=True)
     for i in range(1000):
         output(b"%d\n" % i)
     assert output.flush()
@@ -23,39 +23,49 @@ def test_everything_comes_out_in_order() -> None:
 def test_a_reader_that_is_gone_does_not_stop_the_guest() -> None:
     out, into = os.pipe()
     os.close(out)
-    output = ConsoleOutput(into, own_fd=True)
+    output = ConsoleOutput(into, OutputGate(), own_fd=True)
     for _ in range(100):
         output(b"x" * 65536)
     assert output.flush()
     output.close()
 
 
-def test_a_full_buffer_blocks_the_writer_until_it_is_read_or_told_to_be_lenient() -> None:
+def test_the_gate_closes_while_nobody_reads_and_opens_when_somebody_does() -> None:
     out, into = os.pipe()
-    output = ConsoleOutput(into)
-    done = threading.Event()
+    gate = OutputGate()
+    output = ConsoleOutput(into, gate)
+    for _ in range(20):  # 1.25 MB: more than the buffer and the pipe
+        output(b"x" * 65536)
+    assert gate.full
+    through = threading.Event()
 
-    def write() -> None:
-        for _ in range(100):  # 6.4 MB, far beyond the buffer and the pipe
-            output(b"x" * 65536)
-        done.set()
+    def wait() -> None:
+        gate.wait()
+        through.set()
 
-    writer = threading.Thread(target=write)
-    writer.start()
-    assert not done.wait(0.2)
-    output.lenient(True)
-    assert done.wait(5)
-    writer.join(5)
+    waiter = threading.Thread(target=wait)
+    waiter.start()
+    assert not through.wait(0.2)
     drainer = threading.Thread(target=lambda: _drain(out))
     drainer.start()
+    assert through.wait(5)
+    assert not gate.full
+    waiter.join(5)
     output.close()
     os.close(into)
     drainer.join(5)
 
 
+def test_a_gate_held_open_lets_everybody_through() -> None:
+    gate = OutputGate()
+    gate.set_full(True)
+    gate.hold_open(True)
+    gate.wait()
+
+
 def test_closing_with_a_reader_that_never_reads_takes_a_bounded_time() -> None:
     out, into = os.pipe()
-    output = ConsoleOutput(into)
+    output = ConsoleOutput(into, OutputGate())
     output(b"x" * 500_000)
     began = time.monotonic()
     output.close()
