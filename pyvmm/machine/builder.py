@@ -77,7 +77,7 @@ def build_machine(config: MachineConfig, quirks: frozenset[str]) -> Machine:
             collector=collector, backend=backend,
         )  # fmt: skip
         machine.devices.extend(_build_devices(machine, backend, collector))
-        supported = system.supported_cpuid()
+        supported = user_entry.offer_no_hypercalls(system.supported_cpuid(), quirks)
         tsc_deadline = bool(system.check_extension("KVM_CAP_TSC_DEADLINE_TIMER"))
         for index in range(config.cpus):
             vcpu = stack.enter_context(vm.create_vcpu(index))

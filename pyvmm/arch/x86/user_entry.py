@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from pyvmm.errors import HostError
+from pyvmm.kvm.state import CpuidEntry
 from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.kvm.vm import Vm
 from pyvmm.native import lib
@@ -11,6 +14,11 @@ SYSCALL_QUIRK = "syscall-entry"
 INT_QUIRK = "int-entry"
 MSR_LSTAR = 0xC0000082
 MSR_FMASK = 0xC0000084
+
+KVM_FEATURES_LEAF = 0x40000001
+HYPERCALL_FEATURES = 1 << 7 | 1 << 11 | 1 << 13 | 1 << 16 | 1 << 17
+"""PV_UNHALT, PV_SEND_IPI, PV_SCHED_YIELD, HC_MAP_GPA_RANGE, MIGRATION_CONTROL (Documentation/virt/kvm/x86/cpuid.rst):
+features a guest uses by hypercall."""
 
 NEEDED = ("KVM_CAP_SYNC_REGS", "KVM_CAP_SET_GUEST_DEBUG", "KVM_CAP_X86_USER_SPACE_MSR", "KVM_CAP_X86_MSR_FILTER",
           "KVM_CAP_DISABLE_QUIRKS2")  # fmt: skip
@@ -37,3 +45,16 @@ def prepare_vcpu(vcpu: Vcpu, quirks: frozenset[str]) -> None:
     """Also after a state load: the breakpoints are put where the loaded LSTAR and IDT say."""
     if quirks & {SYSCALL_QUIRK, INT_QUIRK}:
         vcpu.enable_user_entry(syscall=SYSCALL_QUIRK in quirks, int_n=INT_QUIRK in quirks)
+
+
+def offer_no_hypercalls(entries: list[CpuidEntry], quirks: frozenset[str]) -> list[CpuidEntry]:
+    """CPUID without KVM's features that need hypercalls, on hosts where hypercalls are only answered "no such".
+
+    A Linux that is offered PV_SEND_IPI sends its IPIs that way and does not look at the answer.
+    """
+    if INT_QUIRK not in quirks:
+        return entries
+    return [
+        msgspec.structs.replace(e, eax=e.eax & ~HYPERCALL_FEATURES) if e.function == KVM_FEATURES_LEAF else e
+        for e in entries
+    ]
