@@ -8,7 +8,9 @@
  * the handlers that IDT[14] and IDT[6] name. On a hit the exception frame tells which it was:
  *
  *   SYSCALL      CR2 = RIP = LSTAR, CS.RPL = 3, error code 0x15 (present, user, fetch), and the flags
- *                are R11's with FMASK's cleared, which only the instruction does: finish it.
+ *                are R11's with FMASK's cleared, and RCX points just behind a SYSCALL. A program that jumps
+ *                to LSTAR cannot clear IF; should FMASK not hold IF, all it can forge is the SYSCALL that
+ *                RCX points behind, which it might as well have executed. So: finish it.
  *   INT n        CS.RPL = 3 and the bytes at RIP are CD nn, which never raise #UD on a CPU: go through
  *                gate nn instead, or to #GP if the gate does not let CPL 3 in.
  *   VMCALL       at CPL 0: KVM there rewrites a hypercall instruction into the host's own kind and emulates
@@ -194,12 +196,17 @@ enum pv_handled pv_user_entry_msr_exit(struct pv_vcpu *vcpu)
 	return PV_HANDLED;
 }
 
-static bool is_syscall(const struct pv_user_entry *e, const struct pf_frame *pf, uint64_t cr2, uint64_t r11)
+static bool is_syscall(struct pv_vcpu *vcpu, const struct pf_frame *pf, uint64_t cr2, const struct kvm_regs *regs,
+		       const struct kvm_sregs *sregs)
 {
+	const struct pv_user_entry *e = &vcpu->entry;
 	/* RF is set in the flags that faults push: not part of the comparison. */
 	uint64_t compared = EFLAGS_IMPLEMENTED & ~EFLAGS_RF;
+	uint8_t code[2];
 	return pf->f.rip == e->lstar && cr2 == e->lstar && (pf->f.cs & 3) == 3 && pf->error == PF_SYSCALL_FETCH &&
-	       !(pf->f.rflags & e->fmask & compared) && !((pf->f.rflags ^ r11) & compared & ~e->fmask);
+	       !(pf->f.rflags & e->fmask & compared) && !((pf->f.rflags ^ regs->r11) & compared & ~e->fmask) &&
+	       pv_read_virtual(vcpu->vm, sregs->cr3, sregs->cr4, regs->rcx - 2, code, sizeof code) &&
+	       code[0] == 0x0f && code[1] == 0x05;
 }
 
 /* What SYSCALL itself does to the registers (Intel SDM vol. 2, SYSCALL); RCX and R11 are right already. */
@@ -330,7 +337,7 @@ enum pv_handled pv_user_entry_debug_exit(struct pv_vcpu *vcpu)
 		return PV_HANDLED;
 	}
 	if (pc && pc == e->pf_handler && read_stack(vcpu, regs, sregs, &pf, sizeof pf) &&
-	    is_syscall(e, &pf, sregs->cr2, regs->r11)) {
+	    is_syscall(vcpu, &pf, sregs->cr2, regs, sregs)) {
 		finish_syscall(e, pf.f.rsp, regs);
 		vcpu->syscalls++;
 	} else if (pc && pc == e->ud_handler && finish_int(vcpu, sregs, regs)) {
@@ -374,7 +381,7 @@ int pv_vcpu_settle_user_entry(struct pv_vcpu *vcpu)
 	if (ioctl(vcpu->fd, KVM_GET_REGS, &regs) < 0 || ioctl(vcpu->fd, KVM_GET_SREGS, &sregs) < 0)
 		return -1;
 	if (regs.rip == e->pf_handler) {
-		if (!read_stack(vcpu, &regs, &sregs, &pf, sizeof pf) || !is_syscall(e, &pf, sregs.cr2, regs.r11))
+		if (!read_stack(vcpu, &regs, &sregs, &pf, sizeof pf) || !is_syscall(vcpu, &pf, sregs.cr2, &regs, &sregs))
 			return 0;
 		finish_syscall(e, pf.f.rsp, &regs);
 		vcpu->syscalls++;
@@ -395,7 +402,7 @@ int pv_vcpu_settle_user_entry(struct pv_vcpu *vcpu)
 	pf = (struct pf_frame){events.exception.error_code,
 			       {regs.rip, sregs.cs.selector, regs.rflags, regs.rsp, sregs.ss.selector}};
 	uint64_t cr2 = events.exception_has_payload ? events.exception_payload : sregs.cr2;
-	if (!is_syscall(e, &pf, cr2, regs.r11) || get_msr(vcpu, MSR_STAR, &star))
+	if (!is_syscall(vcpu, &pf, cr2, &regs, &sregs) || get_msr(vcpu, MSR_STAR, &star))
 		return 0;
 	events.exception.injected = events.exception.pending = events.exception.nr = 0;
 	events.exception.error_code = events.exception.has_error_code = 0;
