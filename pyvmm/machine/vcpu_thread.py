@@ -84,8 +84,8 @@ class VcpuThread:
         """Let the vCPU run."""
         with self._condition:
             if self._command is Command.PARK:
+                # _parked is the thread's own to clear: asked to park again before it wakes, it never left.
                 self._command = Command.RUN
-                self._parked = False
                 self._condition.notify_all()
 
     def request_park(self) -> None:

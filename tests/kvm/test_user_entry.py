@@ -1,0 +1,95 @@
+"""The way from CPL 3 into CPL 0 under stress: parked, saved and loaded in the middle, and with forgeries.
+
+On a host without the quirks this runs as well (the CPU does it all) and must end the same.
+"""
+
+from __future__ import annotations
+
+import random
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pyvmm.arch.x86.cpu_state import load_cpu, readable_msrs, save_cpu
+from pyvmm.host.profile import load_profile
+from pyvmm.machine.builder import build_machine, install_kick_signal
+from pyvmm.machine.config import MachineConfig
+from pyvmm.machine.machine import Machine
+from pyvmm.machine.run_state import RunState
+from pyvmm.native import lib
+
+GUESTS = Path(__file__).parents[2] / "guests"
+SOURCES = Path(__file__).parent / "syscall_storm"
+ROUNDS = 2000
+STATUS_GOOD = 21
+CFLAGS = (
+    "-std=gnu11 -O2 -march=x86-64 -m64 -ffreestanding -fno-pie -fno-stack-protector -fcf-protection=none"
+    " -fno-asynchronous-unwind-tables -fno-tree-loop-distribute-patterns -mgeneral-regs-only -mno-red-zone"
+).split()
+
+
+def _build(folder: Path, *defines: str) -> str:
+    """Compile the storm against the guests' library (``make guests`` has built it)."""
+    objects = []
+    for source in (SOURCES / "main.c", SOURCES / "user.c", GUESTS / "ring3" / "syscall.S"):
+        target = folder / f"{source.stem}.o"
+        command = ["gcc", f"-I{SOURCES}", f"-I{GUESTS}/lib", *defines, *CFLAGS, "-c", "-o", str(target), str(source)]
+        subprocess.run(command, check=True)
+        objects.append(str(target))
+    elf64, elf32 = folder / "storm.elf64", folder / "storm.elf"
+    link = "ld -m elf_x86_64 -static -nostdlib --build-id=none -z noexecstack -z max-page-size=4096"
+    inputs = [str(GUESTS / "build/lib/start.o"), *objects, str(GUESTS / "build/lib.a")]
+    script = str(GUESTS / "lib/multiboot.ld")
+    subprocess.run([*link.split(), "--no-warn-rwx-segments", "-T", script, "-o", str(elf64), *inputs], check=True)
+    subprocess.run(["objcopy", "-O", "elf32-i386", str(elf64), str(elf32)], check=True)
+    return str(elf32)
+
+
+def _machine(image: str) -> Machine:
+    install_kick_signal()
+    config = MachineConfig(image=image, serial="null", memory=16 << 20, timeout=60.0)
+    return build_machine(config, frozenset(load_profile().quirks))
+
+
+def _every(machine: Machine, seconds: Callable[[], float], action: Callable[[], None]) -> None:
+    def tick() -> None:
+        if machine.run_state is RunState.RUNNING:
+            action()
+            machine.loop.call_later(seconds(), tick)
+
+    machine.loop.call_later(seconds(), tick)
+
+
+@pytest.mark.parametrize("fmask", [0x47700, 0], ids=["fmask", "no-fmask"])
+def test_parked_saved_and_loaded_in_the_middle_of_system_calls(tmp_path: Path, fmask: int) -> None:
+    """The seed is printed; which instruction a pause hits is the host's choice anyway."""
+    seed = random.randrange(1 << 32)
+    print("seed", seed)
+    chance = random.Random(seed)
+    with _machine(_build(tmp_path, f"-DFMASK={fmask:#x}")) as machine:
+        vcpu = machine.vcpus[0]
+        msrs = readable_msrs(vcpu, machine.system.msr_indices())
+        pauses = 0
+
+        def disturb() -> None:
+            nonlocal pauses
+            machine.pause()
+            pauses += 1
+            entry = vcpu.native
+            if chance.random() < 0.5:
+                load_cpu(vcpu, save_cpu(vcpu, msrs))
+            # Settled: whoever reads this state needs no work-around to go on with it.
+            assert not lib.pv_vcpu_settle_user_entry(entry)
+            machine.resume()
+
+        _every(machine, lambda: chance.uniform(0, 0.004), disturb)
+        ending = machine.run()
+        assert (ending.kind, ending.value) == ("debug-exit", STATUS_GOOD)
+        assert pauses > 5
+        quirks = machine.quirks
+        if "syscall-entry" in quirks:
+            assert vcpu.native.syscalls == ROUNDS + 1
+        if "int-entry" in quirks:
+            assert vcpu.native.interrupts == ROUNDS
