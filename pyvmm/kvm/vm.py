@@ -46,9 +46,12 @@ class Vm(KvmFd):
         region.guest_phys_addr, region.memory_size, region.userspace_addr = gpa, size, hva
         self.ioctl("KVM_SET_USER_MEMORY_REGION", region)
 
-    def add_native_region(self, gpa: int, size: int, hva: int) -> None:
-        """Tell the native core about RAM, so that it can look at guest memory itself."""
-        if lib.pv_vm_add_region(self.native, gpa, size, hva):
+    def add_native_region(self, gpa: int, size: int, hva: int, dirty: Any = None) -> None:
+        """Tell the native core about RAM, so that it can look at guest memory itself.
+
+        ``dirty``: the ``native`` words of the region's DirtyBitmap, kept alive by the region.
+        """
+        if lib.pv_vm_add_region(self.native, gpa, size, hva, ffi.NULL if dirty is None else dirty):
             raise ValueError(f"more than {lib.PV_MAX_REGIONS} memory regions")
 
     def get_dirty_log(self, slot: int, pages: int) -> bytearray:

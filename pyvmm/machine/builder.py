@@ -125,7 +125,7 @@ def _build_memory(config: MachineConfig, vm: Vm, stack: contextlib.ExitStack) ->
     memory = GuestMemory(regions)
     for slot, region in enumerate(memory.regions):
         vm.set_memory_region(slot, region.gpa, region.size, region.hva)
-        vm.add_native_region(region.gpa, region.size, region.hva)
+        vm.add_native_region(region.gpa, region.size, region.hva, region.dirty.native)
     return memory
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
-SOURCES = ["kvm_ioctl.c", "vcpu_run.c", "coalesced_ring.c", "guest_memory.c", "user_entry.c"]
+SOURCES = ["kvm_ioctl.c", "vcpu_run.c", "coalesced_ring.c", "guest_memory.c", "dirty_bitmap.c", "user_entry.c", "exception_frame.c"]
 
 ffibuilder = FFI()
 ffibuilder.cdef((HERE / "kvm_api.cdef.h").read_text() + (HERE / "core.cdef.h").read_text())
@@ -21,7 +21,7 @@ ffibuilder.set_source(
     '#include "kvm_api.h"\n#include "core.h"\n',
     sources=[os.path.relpath(HERE / name) for name in SOURCES],
     include_dirs=[str(HERE)],
-    depends=[str(HERE / name) for name in ("kvm_api.h", "core.h")],
+    depends=[str(HERE / name) for name in ("kvm_api.h", "core.h", "user_entry.h")],
     extra_compile_args=["-O2", "-g", "-Wall", "-Wextra", "-Wno-unused-parameter", "-std=gnu11"],
     libraries=["pthread"],
 )

@@ -39,11 +39,11 @@ void pv_vm_free(struct pv_vm *vm)
 	free(vm);
 }
 
-int pv_vm_add_region(struct pv_vm *vm, uint64_t gpa, uint64_t size, uint64_t hva)
+int pv_vm_add_region(struct pv_vm *vm, uint64_t gpa, uint64_t size, uint64_t hva, uint64_t *dirty)
 {
 	if (vm->region_count == PV_MAX_REGIONS)
 		return -ENOSPC;
-	vm->regions[vm->region_count++] = (struct pv_region){gpa, size, (uint8_t *)(uintptr_t)hva};
+	vm->regions[vm->region_count++] = (struct pv_region){gpa, size, (uint8_t *)(uintptr_t)hva, dirty};
 	return 0;
 }
 
@@ -106,10 +106,12 @@ size_t pv_vm_take_sink(struct pv_vm *vm, int number, uint8_t *buffer, size_t siz
 int pv_vm_drain_ring(struct pv_vm *vm, struct pv_exit *entry)
 {
 	struct kvm_coalesced_mmio_ring *ring = vm->ring;
-	/* Unlocked look: another thread that is at it will finish before its own exit is handled. */
-	if (!ring || __atomic_load_n(&ring->first, __ATOMIC_ACQUIRE) ==
-			     __atomic_load_n(&ring->last, __ATOMIC_ACQUIRE))
+	if (!ring)
 		return 0;
+	/*
+	 * Locked even to find it empty: another thread may have taken the last entry and not carried it out yet,
+	 * and that write came before the exit for which the caller asks.
+	 */
 	pthread_mutex_lock(&vm->ring_lock);
 	for (;;) {
 		uint32_t first = __atomic_load_n(&ring->first, __ATOMIC_RELAXED);
@@ -118,7 +120,7 @@ int pv_vm_drain_ring(struct pv_vm *vm, struct pv_exit *entry)
 			break;
 		struct kvm_coalesced_mmio e = ring->coalesced_mmio[first];
 		__atomic_store_n(&ring->first, (first + 1) % RING_ENTRIES, __ATOMIC_RELEASE);
-		if (e.len > 8)
+		if (!e.len || e.len > 8)
 			continue;
 		if (e.pio && e.len == 1 && pv_sink_byte(vm, (uint16_t)e.phys_addr, e.data[0]))
 			continue;

@@ -2,6 +2,7 @@
 
 #define PV_MAX_REGIONS ...
 #define PV_SINKS ...
+#define PV_SINK_SIZE ...
 
 #define PV_EXIT_KICKED ...
 #define PV_EXIT_IO ...
@@ -54,7 +55,10 @@ long pv_ioctl_number(int fd, unsigned long request, unsigned long argument);
 int pv_punch_hole(int fd, uint64_t size);
 struct pv_vm *pv_vm_new(void);
 void pv_vm_free(struct pv_vm *vm);
-int pv_vm_add_region(struct pv_vm *vm, uint64_t gpa, uint64_t size, uint64_t hva);
+int pv_vm_add_region(struct pv_vm *vm, uint64_t gpa, uint64_t size, uint64_t hva, uint64_t *dirty);
+void pv_dirty_mark(uint64_t *bits, uint64_t first, uint64_t end);
+void pv_dirty_merge(uint64_t *bits, const uint64_t *from, size_t words);
+void pv_dirty_harvest(uint64_t *bits, uint64_t *into, size_t words);
 int pv_vm_set_sink(struct pv_vm *vm, uint16_t port, int sink);
 void pv_vm_set_latch(struct pv_vm *vm, uint16_t port, int value);
 size_t pv_vm_take_sink(struct pv_vm *vm, int sink, uint8_t *buffer, size_t size);
@@ -64,6 +68,7 @@ void pv_vm_release_ring(struct pv_vm *vm);
 struct pv_vcpu *pv_vcpu_new(struct pv_vm *vm, int fd, size_t run_size);
 void pv_vcpu_free(struct pv_vcpu *vcpu);
 int pv_vcpu_run(struct pv_vcpu *vcpu);
+void pv_vcpu_release_ring(struct pv_vcpu *vcpu);
 void pv_vcpu_kick(struct pv_vcpu *vcpu);
 void pv_vcpu_cancel_kick(struct pv_vcpu *vcpu);
 void pv_vcpu_enable_user_entry(struct pv_vcpu *vcpu, int syscall_on, int int_on);

@@ -53,6 +53,7 @@ struct pv_exit {
 struct pv_region {
 	uint64_t gpa, size;
 	uint8_t *hva;
+	uint64_t *dirty;         /* what the host writes is marked here: KVM's log does not see it */
 };
 
 struct pv_sink {
@@ -119,9 +120,15 @@ struct pv_vcpu {
 long pv_ioctl(int fd, unsigned long request, void *argument);
 long pv_ioctl_number(int fd, unsigned long request, unsigned long argument);
 
+/* dirty_bitmap.c */
+void pv_dirty_mark(uint64_t *bits, uint64_t first, uint64_t end);
+void pv_dirty_merge(uint64_t *bits, const uint64_t *from, size_t words);
+void pv_dirty_harvest(uint64_t *bits, uint64_t *into, size_t words);
+
 /* guest_memory.c */
 int pv_punch_hole(int fd, uint64_t size);
-uint8_t *pv_gpa(struct pv_vm *vm, uint64_t gpa, uint64_t size);
+const uint8_t *pv_gpa(struct pv_vm *vm, uint64_t gpa, uint64_t size);
+bool pv_write_physical(struct pv_vm *vm, uint64_t gpa, const void *from, size_t n);
 int pv_translate(struct pv_vm *vm, uint64_t cr3, uint64_t cr4, uint64_t gva, uint64_t *gpa);
 bool pv_read_virtual(struct pv_vm *vm, uint64_t cr3, uint64_t cr4, uint64_t gva, void *to, size_t n);
 
@@ -131,7 +138,7 @@ int pv_vm_drain_ring(struct pv_vm *vm, struct pv_exit *entry);
 void pv_vm_release_ring(struct pv_vm *vm);
 struct pv_vm *pv_vm_new(void);
 void pv_vm_free(struct pv_vm *vm);
-int pv_vm_add_region(struct pv_vm *vm, uint64_t gpa, uint64_t size, uint64_t hva);
+int pv_vm_add_region(struct pv_vm *vm, uint64_t gpa, uint64_t size, uint64_t hva, uint64_t *dirty);
 int pv_vm_set_sink(struct pv_vm *vm, uint16_t port, int sink);
 void pv_vm_set_latch(struct pv_vm *vm, uint16_t port, int value);
 size_t pv_vm_take_sink(struct pv_vm *vm, int sink, uint8_t *buffer, size_t size);
@@ -140,6 +147,7 @@ size_t pv_vm_take_sink(struct pv_vm *vm, int sink, uint8_t *buffer, size_t size)
 struct pv_vcpu *pv_vcpu_new(struct pv_vm *vm, int fd, size_t run_size);
 void pv_vcpu_free(struct pv_vcpu *vcpu);
 int pv_vcpu_run(struct pv_vcpu *vcpu);
+void pv_vcpu_release_ring(struct pv_vcpu *vcpu);
 void pv_vcpu_kick(struct pv_vcpu *vcpu);
 void pv_vcpu_cancel_kick(struct pv_vcpu *vcpu);
 int pv_install_kick_signal(void);

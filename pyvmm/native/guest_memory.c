@@ -11,15 +11,34 @@
 #define PTE_ADDRESS 0x000ffffffffff000ull
 #define CR4_LA57 (1ull << 12)
 
-/* Host address of guest-physical [gpa, gpa + size), NULL unless all of it is in one region. */
-uint8_t *pv_gpa(struct pv_vm *vm, uint64_t gpa, uint64_t size)
+static struct pv_region *region_of(struct pv_vm *vm, uint64_t gpa, uint64_t size)
 {
 	for (uint32_t i = 0; i < vm->region_count; i++) {
-		const struct pv_region *r = &vm->regions[i];
+		struct pv_region *r = &vm->regions[i];
 		if (gpa >= r->gpa && gpa - r->gpa < r->size && size <= r->size - (gpa - r->gpa))
-			return r->hva + (gpa - r->gpa);
+			return r;
 	}
 	return NULL;
+}
+
+/* Host address of guest-physical [gpa, gpa + size) to read from, NULL unless all of it is in one region. */
+const uint8_t *pv_gpa(struct pv_vm *vm, uint64_t gpa, uint64_t size)
+{
+	const struct pv_region *r = region_of(vm, gpa, size);
+	return r ? r->hva + (gpa - r->gpa) : NULL;
+}
+
+/* The native core's only way to write guest memory: bounds-checked, and marked dirty. */
+bool pv_write_physical(struct pv_vm *vm, uint64_t gpa, const void *from, size_t n)
+{
+	struct pv_region *r = region_of(vm, gpa, n);
+	if (!r || !n)
+		return !n;
+	uint64_t offset = gpa - r->gpa;
+	memcpy(r->hva + offset, from, n);
+	if (r->dirty)
+		pv_dirty_mark(r->dirty, offset / PV_PAGE, (offset + n - 1) / PV_PAGE + 1);
+	return true;
 }
 
 /*
@@ -30,11 +49,11 @@ int pv_translate(struct pv_vm *vm, uint64_t cr3, uint64_t cr4, uint64_t gva, uin
 {
 	uint64_t table = cr3 & PTE_ADDRESS;
 	for (int shift = (cr4 & CR4_LA57) ? 48 : 39; shift >= 12; shift -= 9) {
-		uint8_t *at = pv_gpa(vm, table + ((gva >> shift) & 511) * 8, 8);
+		const uint8_t *at = pv_gpa(vm, table + ((gva >> shift) & 511) * 8, 8);
 		if (!at)
 			return -1;
 		/* The guest's other vCPUs may change the entry meanwhile: read it once. */
-		uint64_t entry = __atomic_load_n((uint64_t *)at, __ATOMIC_RELAXED);
+		uint64_t entry = __atomic_load_n((const uint64_t *)at, __ATOMIC_RELAXED);
 		if (!(entry & PTE_PRESENT))
 			return -1;
 		if (shift == 12 || (shift <= 30 && (entry & PTE_LARGE))) {
@@ -58,7 +77,7 @@ bool pv_read_virtual(struct pv_vm *vm, uint64_t cr3, uint64_t cr4, uint64_t gva,
 		uint64_t gpa;
 		if (pv_translate(vm, cr3, cr4, gva, &gpa))
 			return false;
-		uint8_t *from = pv_gpa(vm, gpa, piece);
+		const uint8_t *from = pv_gpa(vm, gpa, piece);
 		if (!from)
 			return false;
 		memcpy(out, from, piece);

@@ -27,7 +27,7 @@
  * nothing but a guest that reads SS back can tell, and setting it costs two ioctls a system call.
  */
 
-#include "core.h"
+#include "user_entry.h"
 
 #include <errno.h>
 #include <string.h>
@@ -35,39 +35,12 @@
 #define MSR_STAR 0xc0000081u
 #define MSR_LSTAR 0xc0000082u
 #define MSR_FMASK 0xc0000084u
-#define UD_VECTOR 6
-#define GP_VECTOR 13
 #define PF_VECTOR 14
-#define PF_SYSCALL_FETCH 0x15u /* P | U/S | I/D, Intel SDM vol. 3, 4.7 */
-#define OPCODE_INT_N 0xcd
-#define KVM_ENOSYS 1000 /* <linux/kvm_para.h> */
-#define EFLAGS_TF (1ull << 8)
-#define EFLAGS_IF (1ull << 9)
-#define EFLAGS_DF (1ull << 10)
-#define EFLAGS_RF (1ull << 16)
-#define EFLAGS_AC (1ull << 18)
-#define EFLAGS_IMPLEMENTED 0x3f7fd7ull
 /* Breakpoint registers 3 and 2, so that 0 and 1 stay free for a debugger: Gn, execute, length 1. */
 #define BP_PF 3
 #define BP_UD 2
 #define DR7_FIXED 0x400ull
 #define DR7_GLOBAL(n) (2ull << ((n) * 2))
-
-struct frame {
-	uint64_t rip, cs, rflags, rsp, ss;
-};
-
-struct pf_frame {
-	uint64_t error;
-	struct frame f;
-};
-
-struct gate {
-	uint64_t target;
-	uint16_t selector;
-	uint8_t ist, type, dpl;
-	bool present;
-};
 
 static int get_msr(struct pv_vcpu *vcpu, uint32_t index, uint64_t *value)
 {
@@ -136,25 +109,6 @@ static int arm(struct pv_vcpu *vcpu)
 	return ioctl(vcpu->fd, KVM_SET_GUEST_DEBUG, &debug);
 }
 
-/* Read a 64-bit gate descriptor (Intel SDM vol. 3, 6.14.1). */
-static bool read_gate(struct pv_vcpu *vcpu, const struct kvm_sregs *sregs, unsigned vector, struct gate *gate)
-{
-	uint8_t raw[16];
-	uint64_t low, high;
-	if (sregs->idt.limit < vector * 16 + 15 ||
-	    !pv_read_virtual(vcpu->vm, sregs->cr3, sregs->cr4, sregs->idt.base + vector * 16, raw, sizeof raw))
-		return false;
-	memcpy(&low, raw, 8);
-	memcpy(&high, raw + 8, 8);
-	gate->target = (low & 0xffff) | ((low >> 48) << 16) | ((high & 0xffffffffu) << 32);
-	gate->selector = (uint16_t)(low >> 16);
-	gate->ist = raw[4] & 7;
-	gate->type = raw[5] & 0xf;
-	gate->dpl = (raw[5] >> 5) & 3;
-	gate->present = raw[5] & 0x80;
-	return true;
-}
-
 /* Put the breakpoints where the guest's handlers are now. 0, or -1 with errno. */
 int pv_user_entry_refresh(struct pv_vcpu *vcpu)
 {
@@ -170,9 +124,9 @@ int pv_user_entry_refresh(struct pv_vcpu *vcpu)
 	e->idt_base = sregs.idt.base;
 	if (sregs.efer & (1u << 10)) { /* LMA: only there do these gates mean anything */
 		/* Without LSTAR there is no SYSCALL to catch, and early page faults cost nothing extra. */
-		if (e->syscall_on && e->lstar && read_gate(vcpu, &sregs, PF_VECTOR, &gate) && gate.present)
+		if (e->syscall_on && e->lstar && pv_read_gate(vcpu, &sregs, PF_VECTOR, &gate) && gate.present)
 			pf = gate.target;
-		if (e->int_on && read_gate(vcpu, &sregs, UD_VECTOR, &gate) && gate.present)
+		if (e->int_on && pv_read_gate(vcpu, &sregs, UD_VECTOR, &gate) && gate.present)
 			ud = gate.target;
 	}
 	if (pf == e->pf_handler && ud == e->ud_handler)
@@ -196,130 +150,6 @@ enum pv_handled pv_user_entry_msr_exit(struct pv_vcpu *vcpu)
 	return PV_HANDLED;
 }
 
-static bool is_syscall(struct pv_vcpu *vcpu, const struct pf_frame *pf, uint64_t cr2, const struct kvm_regs *regs,
-		       const struct kvm_sregs *sregs)
-{
-	const struct pv_user_entry *e = &vcpu->entry;
-	/* RF is set in the flags that faults push: not part of the comparison. */
-	uint64_t compared = EFLAGS_IMPLEMENTED & ~EFLAGS_RF;
-	uint8_t code[2];
-	return pf->f.rip == e->lstar && cr2 == e->lstar && (pf->f.cs & 3) == 3 && pf->error == PF_SYSCALL_FETCH &&
-	       !(pf->f.rflags & e->fmask & compared) && !((pf->f.rflags ^ regs->r11) & compared & ~e->fmask) &&
-	       pv_read_virtual(vcpu->vm, sregs->cr3, sregs->cr4, regs->rcx - 2, code, sizeof code) &&
-	       code[0] == 0x0f && code[1] == 0x05;
-}
-
-/* What SYSCALL itself does to the registers (Intel SDM vol. 2, SYSCALL); RCX and R11 are right already. */
-static void finish_syscall(const struct pv_user_entry *e, uint64_t user_rsp, struct kvm_regs *regs)
-{
-	regs->rsp = user_rsp;
-	regs->rip = e->lstar;
-	regs->rflags = (regs->r11 & ~e->fmask & ~EFLAGS_RF) | 2;
-}
-
-static bool read_stack(struct pv_vcpu *vcpu, const struct kvm_regs *regs, const struct kvm_sregs *sregs, void *to,
-		       size_t size)
-{
-	return pv_read_virtual(vcpu->vm, sregs->cr3, sregs->cr4, regs->rsp, to, size);
-}
-
-static bool write_stack(struct pv_vcpu *vcpu, const struct kvm_sregs *sregs, uint64_t rsp, uint64_t value)
-{
-	uint64_t gpa;
-	/* Exception frames are 8-byte aligned, so no word crosses a page. */
-	if ((rsp & 7) || pv_translate(vcpu->vm, sregs->cr3, sregs->cr4, rsp, &gpa))
-		return false;
-	uint8_t *at = pv_gpa(vcpu->vm, gpa, 8);
-	if (!at)
-		return false;
-	memcpy(at, &value, 8);
-	return true;
-}
-
-/*
- * The #UD handler has been entered with the frame of an INT n: enter the right handler with it (Intel SDM
- * vol. 3, 6.12.1). False: it is not one, or its gate needs another stack or segment than #UD's, which the
- * frame in place cannot serve; then the guest sees the #UD.
- */
-static bool finish_int(struct pv_vcpu *vcpu, const struct kvm_sregs *sregs, struct kvm_regs *regs)
-{
-	struct frame f;
-	struct gate ud, gate;
-	uint8_t code[2];
-
-	if (!read_stack(vcpu, regs, sregs, &f, sizeof f) || (f.cs & 3) != 3 ||
-	    !pv_read_virtual(vcpu->vm, sregs->cr3, sregs->cr4, f.rip, code, sizeof code) || code[0] != OPCODE_INT_N ||
-	    !read_gate(vcpu, sregs, UD_VECTOR, &ud))
-		return false;
-	uint8_t vector = code[1];
-	bool allowed = read_gate(vcpu, sregs, vector, &gate) && gate.dpl == 3 && gate.present;
-	if (!allowed && !read_gate(vcpu, sregs, GP_VECTOR, &gate))
-		return false;
-	if (!gate.present || (gate.type & ~1) != 0xe || gate.ist != ud.ist || gate.selector != ud.selector)
-		return false;
-	if (allowed) {
-		if (!write_stack(vcpu, sregs, regs->rsp, f.rip + sizeof code))
-			return false;
-	} else {
-		/* A fault: RIP stays on the instruction, the error code names the gate (6.13). */
-		if (!write_stack(vcpu, sregs, regs->rsp - 8, vector * 8u + 2))
-			return false;
-		regs->rsp -= 8;
-	}
-	/* An interrupt gate (even type) clears IF, a trap gate leaves what the user had. */
-	regs->rflags = (f.rflags & ~(EFLAGS_TF | EFLAGS_RF | (1ull << 14))) | 2;
-	if (!(gate.type & 1))
-		regs->rflags &= ~EFLAGS_IF;
-	regs->rip = gate.target;
-	return true;
-}
-
-/* The #UD handler has been entered for VMCALL or VMMCALL at CPL 0: answer it and return behind it. */
-static bool finish_hypercall(struct pv_vcpu *vcpu, const struct kvm_sregs *sregs, struct kvm_regs *regs)
-{
-	struct frame f;
-	uint8_t code[3];
-
-	if (!read_stack(vcpu, regs, sregs, &f, sizeof f) || (f.cs & 3) != 0 || f.cs != sregs->cs.selector ||
-	    !pv_read_virtual(vcpu->vm, sregs->cr3, sregs->cr4, f.rip, code, sizeof code) || code[0] != 0x0f ||
-	    code[1] != 0x01 || (code[2] != 0xc1 && code[2] != 0xd9))
-		return false;
-	regs->rax = -(uint64_t)KVM_ENOSYS;
-	regs->rip = f.rip + sizeof code;
-	regs->rsp = f.rsp;
-	regs->rflags = f.rflags & ~EFLAGS_RF;
-	return true;
-}
-
-/*
- * Carry out the handler's first instruction if it is one of those that kernels start it with. The common
- * case on a fault-heavy guest, so it saves the two ioctls and the exit of a single step.
- */
-static bool skip_first_instruction(struct pv_vcpu *vcpu, const struct kvm_sregs *sregs, struct kvm_regs *regs)
-{
-	static const struct {
-		uint8_t length, bytes[4];
-		uint64_t clears;
-	} known[] = {
-		{4, {0xf3, 0x0f, 0x1e, 0xfa}, 0},   /* endbr64 */
-		{3, {0x0f, 0x1f, 0x00}, 0},         /* nop, where CLAC was patched out */
-		{3, {0x0f, 0x01, 0xca}, EFLAGS_AC}, /* clac */
-		{1, {0x90}, 0},                     /* nop */
-		{1, {0xfc}, EFLAGS_DF},             /* cld */
-	};
-	uint8_t code[4];
-	if (!pv_read_virtual(vcpu->vm, sregs->cr3, sregs->cr4, regs->rip, code, sizeof code))
-		return false;
-	for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
-		if (memcmp(code, known[i].bytes, known[i].length))
-			continue;
-		regs->rip += known[i].length;
-		regs->rflags &= ~(known[i].clears | EFLAGS_RF);
-		return true;
-	}
-	return false;
-}
-
 enum pv_handled pv_user_entry_debug_exit(struct pv_vcpu *vcpu)
 {
 	struct pv_user_entry *e = &vcpu->entry;
@@ -336,17 +166,17 @@ enum pv_handled pv_user_entry_debug_exit(struct pv_vcpu *vcpu)
 			goto failed;
 		return PV_HANDLED;
 	}
-	if (pc && pc == e->pf_handler && read_stack(vcpu, regs, sregs, &pf, sizeof pf) &&
-	    is_syscall(vcpu, &pf, sregs->cr2, regs, sregs)) {
-		finish_syscall(e, pf.f.rsp, regs);
+	if (pc && pc == e->pf_handler && pv_read_stack(vcpu, regs, sregs, &pf, sizeof pf) &&
+	    pv_is_syscall(vcpu, &pf, sregs->cr2, regs, sregs)) {
+		pv_finish_syscall(e, pf.f.rsp, regs);
 		vcpu->syscalls++;
-	} else if (pc && pc == e->ud_handler && finish_int(vcpu, sregs, regs)) {
+	} else if (pc && pc == e->ud_handler && pv_finish_int(vcpu, sregs, regs)) {
 		vcpu->interrupts++;
-	} else if (pc && pc == e->ud_handler && finish_hypercall(vcpu, sregs, regs)) {
+	} else if (pc && pc == e->ud_handler && pv_finish_hypercall(vcpu, sregs, regs)) {
 		vcpu->hypercalls++;
 	} else if (pc && (pc == e->pf_handler || pc == e->ud_handler)) {
 		vcpu->faults++;
-		if (!skip_first_instruction(vcpu, sregs, regs)) {
+		if (!pv_skip_first_instruction(vcpu, sregs, regs)) {
 			if (ioctl(vcpu->fd, KVM_SET_GUEST_DEBUG, &step) < 0)
 				goto failed;
 			e->stepping = true;
@@ -381,14 +211,14 @@ int pv_vcpu_settle_user_entry(struct pv_vcpu *vcpu)
 	if (ioctl(vcpu->fd, KVM_GET_REGS, &regs) < 0 || ioctl(vcpu->fd, KVM_GET_SREGS, &sregs) < 0)
 		return -1;
 	if (regs.rip == e->pf_handler) {
-		if (!read_stack(vcpu, &regs, &sregs, &pf, sizeof pf) || !is_syscall(vcpu, &pf, sregs.cr2, &regs, &sregs))
+		if (!pv_read_stack(vcpu, &regs, &sregs, &pf, sizeof pf) || !pv_is_syscall(vcpu, &pf, sregs.cr2, &regs, &sregs))
 			return 0;
-		finish_syscall(e, pf.f.rsp, &regs);
+		pv_finish_syscall(e, pf.f.rsp, &regs);
 		vcpu->syscalls++;
 		return ioctl(vcpu->fd, KVM_SET_REGS, &regs) < 0 ? -1 : 1;
 	}
 	if (regs.rip == e->ud_handler) {
-		if (!finish_int(vcpu, &sregs, &regs))
+		if (!pv_finish_int(vcpu, &sregs, &regs))
 			return 0;
 		vcpu->interrupts++;
 		return ioctl(vcpu->fd, KVM_SET_REGS, &regs) < 0 ? -1 : 1;
@@ -402,12 +232,12 @@ int pv_vcpu_settle_user_entry(struct pv_vcpu *vcpu)
 	pf = (struct pf_frame){events.exception.error_code,
 			       {regs.rip, sregs.cs.selector, regs.rflags, regs.rsp, sregs.ss.selector}};
 	uint64_t cr2 = events.exception_has_payload ? events.exception_payload : sregs.cr2;
-	if (!is_syscall(vcpu, &pf, cr2, &regs, &sregs) || get_msr(vcpu, MSR_STAR, &star))
+	if (!pv_is_syscall(vcpu, &pf, cr2, &regs, &sregs) || get_msr(vcpu, MSR_STAR, &star))
 		return 0;
 	events.exception.injected = events.exception.pending = events.exception.nr = 0;
 	events.exception.error_code = events.exception.has_error_code = 0;
 	events.exception_has_payload = 0;
-	finish_syscall(e, regs.rsp, &regs);
+	pv_finish_syscall(e, regs.rsp, &regs);
 	uint16_t cs = (star >> 32) & 0xfffc;
 	sregs.cs = (struct kvm_segment){
 		.limit = ~0u, .selector = cs, .type = 11, .present = 1, .s = 1, .l = 1, .g = 1};

@@ -24,12 +24,20 @@ static void ignore(int signal)
 {
 }
 
-/* The signal must have a handler (not SIG_IGN) and no SA_RESTART, or KVM_RUN would not return. */
+/*
+ * The signal must have a handler (not SIG_IGN) and no SA_RESTART, or KVM_RUN would not return. Whoever started
+ * this process may have blocked it; threads inherit the mask of the one that makes them.
+ */
 int pv_install_kick_signal(void)
 {
 	struct sigaction action = {.sa_handler = ignore};
+	sigset_t kick;
 	sigemptyset(&action.sa_mask);
-	return sigaction(kick_signal(), &action, NULL) ? -errno : 0;
+	sigemptyset(&kick);
+	sigaddset(&kick, kick_signal());
+	if (sigaction(kick_signal(), &action, NULL))
+		return -errno;
+	return -pthread_sigmask(SIG_UNBLOCK, &kick, NULL);
 }
 
 struct pv_vcpu *pv_vcpu_new(struct pv_vm *vm, int fd, size_t run_size)
@@ -56,8 +64,6 @@ void pv_vcpu_free(struct pv_vcpu *vcpu)
 {
 	if (!vcpu)
 		return;
-	if (vcpu->holds_ring)
-		pv_vm_release_ring(vcpu->vm);
 	if ((uint8_t *)vcpu->vm->ring >= vcpu->run && (uint8_t *)vcpu->vm->ring < vcpu->run + vcpu->run_size)
 		vcpu->vm->ring = NULL;
 	munmap(vcpu->run, vcpu->run_size);
@@ -76,6 +82,18 @@ void pv_vcpu_kick(struct pv_vcpu *vcpu)
 void pv_vcpu_cancel_kick(struct pv_vcpu *vcpu)
 {
 	__atomic_store_n(&pv_kvm_run(vcpu)->immediate_exit, 0, __ATOMIC_SEQ_CST);
+}
+
+/*
+ * Let others at the ring while the entry just handed out is dealt with. In the thread that got the entry, and
+ * before it waits for anything: whoever wants the ring meanwhile waits with it.
+ */
+void pv_vcpu_release_ring(struct pv_vcpu *vcpu)
+{
+	if (!vcpu->holds_ring)
+		return;
+	vcpu->holds_ring = false;
+	pv_vm_release_ring(vcpu->vm);
 }
 
 static void answer_read(struct pv_vcpu *vcpu)
@@ -224,12 +242,9 @@ int pv_vcpu_run(struct pv_vcpu *vcpu)
 	struct kvm_run *run = pv_kvm_run(vcpu);
 
 	atomic_store(&vcpu->thread_id, (int32_t)syscall(SYS_gettid));
-	if (vcpu->holds_ring) {
-		vcpu->holds_ring = false;
-		pv_vm_release_ring(vcpu->vm);
-	} else if (vcpu->read_pending) {
+	pv_vcpu_release_ring(vcpu);
+	if (vcpu->read_pending)
 		answer_read(vcpu);
-	}
 	for (;;) {
 		if (!vcpu->exit_pending) {
 			if (vcpu->entry.stale && pv_user_entry_refresh(vcpu)) {
