@@ -40,6 +40,7 @@ _MAX_STEPS = 1000
 USER_CS_64 = 0x33
 USER_CS_32 = 0x23
 """Linux's compatibility-mode code segment: 32-bit code on a 64-bit kernel."""
+USER_DS = 0x2B
 
 # mov eax, 34 (pause); syscall; jmp back
 _IDLE = bytes.fromhex("b8220000000f05ebf7")
@@ -166,6 +167,8 @@ class NativeOracle:
             if name not in ("rip", "rflags"):
                 setattr(raw, name, getattr(regs, name))
         raw.rip, raw.eflags, raw.cs = start, regs.rflags, cs
+        if cs == USER_CS_32:
+            raw.ds = raw.es = USER_DS  # in 64-bit processes they are null, which 32-bit code cannot use
         raw.fs_base, raw.gs_base = state.fs_base, state.gs_base
         raw.orig_rax = (1 << 64) - 1  # not in a system call: nothing to restart
         self._func.ptrace_setregs(self._pid, raw)

@@ -21,7 +21,7 @@ from pyvmm.arch.x86.fallback.context import CpuContext, Privilege
 from pyvmm.arch.x86.fallback.execution import Execution
 from pyvmm.arch.x86.fallback.operands import MAX_LENGTH, SIZE_MASK, Decoded, UndecodableError, decode
 from pyvmm.arch.x86.fallback.registry import HANDLERS
-from pyvmm.arch.x86.faults import CpuFault, PageFault, general_protection, undefined
+from pyvmm.arch.x86.faults import CpuFault, PageFault, undefined
 from pyvmm.errors import GuestMemoryError, UnknownInstructionError
 from pyvmm.trace import trace_group
 
@@ -84,8 +84,6 @@ def _decode(context: CpuContext, code: bytes) -> Decoded:
     except UndecodableError as error:
         if not error.truncated:
             raise UnknownInstructionError(rip, code, "not an instruction known here") from None
-        if len(code) == MAX_LENGTH:
-            raise general_protection() from None  # longer than 15 bytes (SDM volume 2, section 2.3.11)
         # The rest lies on a page that cannot be fetched: fetching it raises the page fault.
         sregs = context.sregs
         base = 0 if code_bits(sregs) == 64 else sregs.cs.base

@@ -85,7 +85,7 @@ ALWAYS = frozenset({"X64", "FPU", "FPU287", "FPU387", "INTEL8086", "INTEL386", "
 class Form:
     """One of iced's codes: a mnemonic with fixed operand kinds and encoding."""
 
-    code: int
+    code: Any
     name: str
     mnemonic: str
 
@@ -94,9 +94,8 @@ class Form:
 def all_forms() -> tuple[Form, ...]:
     """Every 64-bit legacy or VEX encoding of a known mnemonic."""
     forms = []
-    for name, code in vars(iced.Code).items():
-        if not isinstance(code, int):
-            continue
+    codes: dict[str, Any] = {name: code for name, code in vars(iced.Code).items() if isinstance(code, int)}
+    for name, code in codes.items():
         info = iced.OpCodeInfo(code)
         mnemonic = mnemonic_names()[info.mnemonic]
         usual = info.encoding in (iced.EncodingKind.LEGACY, iced.EncodingKind.VEX) and not name.startswith("VEX_KNC")
@@ -171,7 +170,7 @@ def _memory(draw: Any, instruction: Any, regs: Regs, target: int, bases: dict[st
 
 
 @st.composite
-def targets(draw: Any, size: int) -> int:
+def targets(draw: Any, size: int) -> Any:
     """Addresses in the data pages: aligned mostly, else anywhere, at page borders, or where nothing is mapped."""
     kind = draw(st.sampled_from(["aligned"] * 5 + ["any", "border", "outside"]))
     if kind == "aligned":
