@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
 
 _LIMIT = 1 << 20
+_REOPEN = _LIMIT // 2
+"""Where a full buffer has room again: not at the first byte, or vCPUs would be woken for each."""
+_PIECE = 4096
+"""Bytes a write: a slow reader is told from one that never reads by how these get through."""
 FLUSH_DEADLINE = 2.0
+"""Seconds without progress after which nobody waits for a reader any more."""
+_READER_GONE = frozenset({errno.EPIPE, errno.EIO, errno.ECONNRESET})
 
 
 class OutputGate:
@@ -45,6 +52,7 @@ class ConsoleOutput:
     """Writes to ``fd`` in order. Taking data never blocks; ``gate`` tells those who should slow down.
 
     A reader that is gone (EPIPE, EIO) ends writing quietly: the guest goes on, as with a serial cable pulled.
+    Any other failure (a full disk) ends it, too, and is told by ``problem``.
     """
 
     def __init__(self, fd: int, gate: OutputGate, *, own_fd: bool = False) -> None:
@@ -56,25 +64,34 @@ class ConsoleOutput:
         self._closing = False
         self._broken = False
         self._writing = False
+        self._written = 0
+        self.problem: str | None = None
+        """Why output is missing, if it is and somebody would want to know."""
         self._thread = threading.Thread(target=self._main, name="console-output", daemon=True)
         self._thread.start()
 
     def __call__(self, data: bytes) -> None:
         """Queue ``data``."""
         with self._condition:
-            if self._broken:
+            if self._broken or self._closing:
                 return
             self._buffer += data
             if len(self._buffer) >= _LIMIT and not self._gate.full:
                 self._gate.set_full(True)
             self._condition.notify_all()
 
-    def flush(self, seconds: float = FLUSH_DEADLINE) -> bool:
-        """Wait until all is written; whether it was within ``seconds``."""
+    def flush(self, seconds: float | None = FLUSH_DEADLINE) -> bool:
+        """Wait until all is written; ``False`` once nothing went out for ``seconds`` (``None``: wait on)."""
         with self._condition:
-            return self._condition.wait_for(
-                lambda: self._broken or not (self._buffer or self._writing), timeout=seconds
-            )
+            while not self._idle():
+                before = self._written
+                if not self._condition.wait_for(lambda: self._idle() or self._written != before, seconds):  # noqa: B023
+                    self.problem = "its reader does not read"
+                    return False
+        return True
+
+    def _idle(self) -> bool:
+        return self._broken or not (self._buffer or self._writing)
 
     def close(self) -> None:
         """Flush with a deadline and end the thread (a daemon: a stuck reader cannot keep the process)."""
@@ -96,7 +113,7 @@ class ConsoleOutput:
                     return
                 piece = bytes(self._buffer[:65536])
                 del self._buffer[: len(piece)]
-                if self._gate.full and len(self._buffer) < _LIMIT:
+                if self._gate.full and len(self._buffer) < _REOPEN:
                     self._gate.set_full(False)
                 self._writing = True
                 self._condition.notify_all()
@@ -113,10 +130,17 @@ class ConsoleOutput:
         view = memoryview(piece)
         while view:
             try:
-                view = view[os.write(self._fd, view) :]
+                done = os.write(self._fd, view[:_PIECE])
             except BlockingIOError:
                 # Somebody who shares the terminal made it non-blocking.
                 time.sleep(0.01)
-            except OSError:
+                continue
+            except OSError as error:
+                if error.errno not in _READER_GONE:
+                    self.problem = error.strerror
                 return False
+            view = view[done:]
+            with self._condition:
+                self._written += done
+                self._condition.notify_all()
         return True

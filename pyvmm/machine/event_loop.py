@@ -41,7 +41,8 @@ class EventLoop:
         self._order = itertools.count()
         self._posted: deque[Callback] = deque()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._lock = threading.Lock()
+        # Re-entrant: a signal handler, too, calls post(), and may interrupt post() itself.
+        self._lock = threading.RLock()
         self._stopped = False
         self._closed = False
         self._selector.register(self._wake, selectors.EVENT_READ, self._drain_wake)

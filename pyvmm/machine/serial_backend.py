@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from pyvmm.devices.serial import Serial
 from pyvmm.errors import ConfigError
-from pyvmm.machine.console_output import ConsoleOutput, OutputGate
+from pyvmm.machine.console_output import FLUSH_DEADLINE, ConsoleOutput, OutputGate
 from pyvmm.machine.event_loop import EventLoop
 
 _READ = 4096
@@ -26,6 +26,7 @@ class SerialBackend:
         self._output = None if fd is None else ConsoleOutput(fd, self.gate, own_fd=own_fd)
         self._serial: Serial | None = None
         self._input = -1
+        self._file = -1
         self._pending = b""
         self.observe: Callable[[bytes], None] | None = None
         """Sees all output as well; must be quick."""
@@ -36,23 +37,37 @@ class SerialBackend:
         """What the guest sends."""
         if self.observe is not None:
             self.observe(data)
-        if self._output is not None:
-            self._output(data)
+        output = self._output  # the loop's thread may take it away meanwhile (a client that disconnects)
+        if output is not None:
+            output(data)
 
     def attach(self, serial: Serial) -> None:
         """Connect the device; from now on input flows."""
         self._serial = serial
         serial.on_room = lambda: self._loop.post(self._feed)
+        self._feed()
 
     def read_from(self, fd: int) -> None:
-        """Take input from ``fd`` until it ends."""
-        self._input = fd
-        self._loop.add_reader(fd, self._readable)
+        """Take input from ``fd`` until it ends. What is no stream at all (/dev/null, a folder) is at its end."""
+        try:
+            mode = os.fstat(fd).st_mode
+        except OSError:
+            return
+        if stat.S_ISREG(mode):
+            # Always readable, so epoll refuses it: read whenever the guest has taken what there was.
+            self._file = fd
+            self._feed()
+        elif stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(fd):
+            self._input = fd
+            self._loop.add_reader(fd, self._readable)
 
-    def send(self, data: bytes) -> None:
-        """Input that does not come from a descriptor (loop thread only)."""
-        self._pending += data
-        self._feed()
+    def flush(self, seconds: float | None) -> str | None:
+        """Wait for output as :meth:`ConsoleOutput.flush` does; why some of it is missing, ``None`` if none is."""
+        output = self._output
+        if output is None:
+            return None
+        output.flush(seconds)
+        return output.problem
 
     def close(self) -> None:
         """Flush and give everything back."""
@@ -80,7 +95,11 @@ class SerialBackend:
     def _feed(self) -> None:
         if self._serial is None:
             return
-        while self._pending:
+        while True:
+            if not self._pending and self._file >= 0:
+                self._pending = self._read_file()
+            if not self._pending:
+                break
             taken = self._serial.receive(self._pending)
             if not taken:
                 break
@@ -91,7 +110,17 @@ class SerialBackend:
             if not self._pending:
                 self._loop.add_reader(self._input, self._readable)
 
+    def _read_file(self) -> bytes:
+        try:
+            data = os.read(self._file, _READ)
+        except OSError:  # not open for reading
+            data = b""
+        if not data:
+            self._file = -1
+        return data
+
     def _stop_reading(self) -> None:
+        self._file = -1
         if self._input >= 0:
             self._loop.remove_reader(self._input)
             self._input = -1
@@ -115,7 +144,8 @@ class SocketSerialBackend(SerialBackend):
         loop.add_reader(self._listener.fileno(), self._accept)
 
     def close(self) -> None:
-        """Disconnect, stop listening, remove the socket file."""
+        """Disconnect once the client has read all, stop listening, remove the socket file."""
+        self.flush(FLUSH_DEADLINE)
         self._drop_client()
         self._loop.remove_reader(self._listener.fileno())
         self._listener.close()
@@ -166,15 +196,7 @@ def open_serial(spec: str, loop: EventLoop) -> SerialBackend:
     if kind == "stderr":
         return SerialBackend(loop, 2)
     backend = SerialBackend(loop, 1)
-    # A regular file or /dev/null is at its end at once, and epoll refuses regular files anyway.
-    try:
-        mode = os.fstat(0).st_mode
-    except OSError:
-        return backend
-    if not stat.S_ISREG(mode) and not (stat.S_ISCHR(mode) and not os.isatty(0)):
-        backend.read_from(0)
-    elif stat.S_ISREG(mode):
-        backend.send(os.read(0, 1 << 20))
+    backend.read_from(0)
     return backend
 
 
@@ -185,8 +207,11 @@ def _remove_stale_socket(path: str) -> None:
             return
     except FileNotFoundError:
         return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+    # Non-blocking: a VMM that lives but does not accept just now is in the way, not a reason to wait.
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
         try:
             probe.connect(path)
+        except BlockingIOError:
+            pass
         except ConnectionRefusedError:
             os.unlink(path)

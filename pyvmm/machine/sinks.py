@@ -10,7 +10,7 @@ from pyvmm.errors import ConfigError
 from pyvmm.kvm.vm import Vm
 from pyvmm.native import ffi, lib
 
-_CHUNK = 65536
+_CHUNK = int(lib.PV_SINK_SIZE)
 
 
 class SinkHint:
@@ -62,9 +62,10 @@ class SinkCollector:
         """Deliver everything collected so far."""
         with self._lock:
             for number, deliver in enumerate(self._deliver):
-                while taken := lib.pv_vm_take_sink(self._vm.native, number, self._buffer, _CHUNK):
-                    if deliver is not None:
-                        deliver(bytes(ffi.buffer(self._buffer, taken)))
+                # Once: a chunk holds a whole sink, and a guest that keeps writing must not keep us here.
+                taken = lib.pv_vm_take_sink(self._vm.native, number, self._buffer, _CHUNK)
+                if taken and deliver is not None:
+                    deliver(bytes(ffi.buffer(self._buffer, taken)))
 
     def drain_ring(self) -> None:
         """Carry out coalesced writes that no exit has drained (a guest that wrote and then halted)."""

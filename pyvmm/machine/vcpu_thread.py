@@ -76,9 +76,11 @@ class VcpuThread:
     def cpu_seconds(self) -> float:
         """CPU time the thread has used; a halted vCPU's stands still."""
         ident = self._thread.ident
-        if ident is None or self._ended:
-            return 0.0
-        return time.clock_gettime(time.pthread_getcpuclockid(ident))
+        # Locked: a thread that has not said that it ends is alive, and asking for a dead one's clock may crash.
+        with self._condition:
+            if ident is None or self._ended:
+                return 0.0
+            return time.clock_gettime(time.pthread_getcpuclockid(ident))
 
     def resume(self) -> None:
         """Let the vCPU run."""
@@ -126,6 +128,7 @@ class VcpuThread:
         except BaseException as error:
             self._on_failure(self, error)
         finally:
+            lib.pv_vcpu_release_ring(self.vcpu.native)
             with self._condition:
                 self._parked = self._ended = True
                 self._condition.notify_all()
@@ -179,6 +182,8 @@ class VcpuThread:
                 T.vcpu_exit.on and T.vcpu_exit(self.vcpu.index, kind, exit_.reason)
                 self._on_exit(self, kind)
             if gate.full:
+                # Waiting with KVM's ring held would make everybody who wants it wait for the console, too.
+                lib.pv_vcpu_release_ring(native)
                 gate.wait()
             if self._command is not Command.RUN:
                 # One more KVM_RUN completes the access just served; immediate_exit makes it return at once.

@@ -75,6 +75,39 @@ def test_closing_with_a_reader_that_never_reads_takes_a_bounded_time() -> None:
     os.close(into)
 
 
+def test_flushing_waits_for_a_slow_reader_as_long_as_it_reads() -> None:
+    out, into = os.pipe()
+    output = ConsoleOutput(into, OutputGate(), own_fd=True)
+    sent = bytes(range(256)) * 800
+    output(sent)
+    got = bytearray()
+
+    def read() -> None:
+        while piece := os.read(out, 16384):
+            got.extend(piece)
+            time.sleep(0.06)  # 13 reads: well beyond the 0.3 s of the flush, each well within
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    assert output.flush(0.3)
+    output.close()
+    reader.join(10)
+    os.close(out)
+    assert bytes(got) == sent
+    assert output.problem is None
+
+
+def test_a_reader_that_never_reads_is_told_of() -> None:
+    out, into = os.pipe()
+    output = ConsoleOutput(into, OutputGate())
+    output(b"x" * 100_000)
+    assert not output.flush(0.1)
+    assert output.problem == "its reader does not read"
+    os.close(out)
+    output.close()
+    os.close(into)
+
+
 def _drain(fd: int) -> None:
     while os.read(fd, 65536):
         pass

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -72,3 +74,26 @@ def test_post_after_close_is_ignored() -> None:
     made.close()
     made.post(lambda: pytest.fail("served after close"))
     made.close()
+
+
+def test_a_signal_handler_may_post_while_its_thread_posts() -> None:
+    """Python runs handlers between any two bytecodes of the main thread: also inside post(), its lock held."""
+    loop = EventLoop()
+    count = 0
+
+    def handler(_number: int, _frame: object) -> None:
+        loop.post(lambda: None)
+
+    saved = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+        until = time.monotonic() + 0.5
+        while time.monotonic() < until:
+            loop.post(lambda: None)
+            loop.run_once(0)
+            count += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, saved)
+        loop.close()
+    assert count
