@@ -82,18 +82,26 @@ def test_a_signal_handler_may_post_while_its_thread_posts() -> None:
     count = 0
 
     def handler(_number: int, _frame: object) -> None:
+        nonlocal count
+        count += 1
         loop.post(lambda: None)
 
-    saved = signal.signal(signal.SIGALRM, handler)
+    def send() -> None:
+        while not stop.wait(0.0003):
+            signal.pthread_kill(main, signal.SIGUSR1)
+
+    main, stop = threading.get_ident(), threading.Event()
+    sender = threading.Thread(target=send)
+    saved = signal.signal(signal.SIGUSR1, handler)
+    sender.start()
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
         until = time.monotonic() + 0.5
         while time.monotonic() < until:
             loop.post(lambda: None)
             loop.run_once(0)
-            count += 1
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, saved)
+        stop.set()
+        sender.join(5)
+        signal.signal(signal.SIGUSR1, saved)
         loop.close()
     assert count
