@@ -8,6 +8,7 @@ calls the setters only when nothing can fault any more.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
 
 import msgspec
@@ -33,6 +34,10 @@ CompareExchange = Callable[[int, bytes, bytes], bytes]
 
 _exchange_lock = threading.Lock()
 
+Cpuid = dict[tuple[int, int], tuple[int, int, int, int]]
+_cpuid_of: weakref.WeakKeyDictionary[Vcpu, Cpuid] = weakref.WeakKeyDictionary()
+"""A vCPU's CPUID table is set before its first run and fixed from then on, so it is read once per vCPU."""
+
 
 class KvmContext(CpuContext):
     """One vCPU for one call of ``emulate``.
@@ -49,7 +54,6 @@ class KvmContext(CpuContext):
         self._regs = vcpu.get_regs()
         self._sregs = vcpu.get_sregs()
         self._xsave: bytes | None = None
-        self._cpuid: dict[tuple[int, int], tuple[int, int, int, int]] | None = None
 
     # -- registers ------------------------------------------------------------------------------
 
@@ -100,10 +104,12 @@ class KvmContext(CpuContext):
         return self._vcpu.get_msrs([index])[index]
 
     def cpuid(self, leaf: int, subleaf: int) -> tuple[int, int, int, int]:
-        """From the vCPU's CPUID table; leaves without subleaves answer to any."""
-        if self._cpuid is None:
-            self._cpuid = {(e.function, e.index): (e.eax, e.ebx, e.ecx, e.edx) for e in self._vcpu.get_cpuid()}
-        return self._cpuid.get((leaf, subleaf), (0, 0, 0, 0))
+        """From the vCPU's CPUID table; zeros for what it does not have."""
+        table = _cpuid_of.get(self._vcpu)
+        if table is None:
+            table = {(e.function, e.index): (e.eax, e.ebx, e.ecx, e.edx) for e in self._vcpu.get_cpuid()}
+            _cpuid_of[self._vcpu] = table
+        return table.get((leaf, subleaf), (0, 0, 0, 0))
 
     # -- memory ---------------------------------------------------------------------------------
 
