@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pyvmm.errors import KvmError
+from pyvmm.errors import GuestMemoryError, KvmError
 from pyvmm.kvm.ioctl import KvmFd
 from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.native import ffi, lib
@@ -53,6 +53,13 @@ class Vm(KvmFd):
         """
         if lib.pv_vm_add_region(self.native, gpa, size, hva, ffi.NULL if dirty is None else dirty):
             raise ValueError(f"more than {lib.PV_MAX_REGIONS} memory regions")
+
+    def compare_exchange(self, gpa: int, old: bytes, new: bytes) -> bytes:
+        """Atomically put ``new`` at ``gpa`` if it holds ``old`` (8 or 16 bytes, aligned); returns what it held."""
+        held = bytearray(old)
+        if not lib.pv_compare_exchange(self.native, gpa, len(old), ffi.from_buffer(held), ffi.from_buffer(new)):
+            raise GuestMemoryError(gpa, len(old), "compare-exchange")
+        return bytes(held)
 
     def get_dirty_log(self, slot: int, pages: int) -> bytearray:
         """One bit a page, LSB first, written since the last call or clear (api.rst, 4.8)."""

@@ -57,7 +57,7 @@ class ExitHandler:
         from pyvmm.arch.x86.fallback.kvm_context import KvmContext
 
         try:
-            text = emulate(KvmContext(vcpu, machine.memory))
+            text = emulate(KvmContext(vcpu, machine.memory, exchange=machine.vm.compare_exchange))
         except UnknownInstructionError as error:
             if vcpu.get_sregs().ss.dpl == 3:
                 # A program must not be able to end the machine; KVM itself would give it #UD, too.
@@ -65,6 +65,7 @@ class ExitHandler:
                 events = vcpu.get_events()
                 events.exception_injected, events.exception_nr = 1, VECTOR_UD
                 events.exception_has_error_code = 0
+                events.flags = 0  # nothing but the exception is meant
                 vcpu.set_events(events)
                 return
             machine.crash(thread, "unknown-instruction", str(error))

@@ -52,6 +52,7 @@ struct pv_vm { int sink_event; uint32_t sinks_pending; ...; };
 long pv_ioctl(int fd, unsigned long request, void *argument);
 long pv_ioctl_number(int fd, unsigned long request, unsigned long argument);
 
+_Bool pv_compare_exchange(struct pv_vm *vm, uint64_t gpa, size_t size, void *old, const void *new);
 int pv_punch_hole(int fd, uint64_t size);
 struct pv_vm *pv_vm_new(void);
 void pv_vm_free(struct pv_vm *vm);

@@ -129,6 +129,7 @@ void pv_dirty_harvest(uint64_t *bits, uint64_t *into, size_t words);
 int pv_punch_hole(int fd, uint64_t size);
 const uint8_t *pv_gpa(struct pv_vm *vm, uint64_t gpa, uint64_t size);
 bool pv_write_physical(struct pv_vm *vm, uint64_t gpa, const void *from, size_t n);
+bool pv_compare_exchange(struct pv_vm *vm, uint64_t gpa, size_t size, void *old, const void *new);
 int pv_translate(struct pv_vm *vm, uint64_t cr3, uint64_t cr4, uint64_t gva, uint64_t *gpa);
 bool pv_read_virtual(struct pv_vm *vm, uint64_t cr3, uint64_t cr4, uint64_t gva, void *to, size_t n);
 

@@ -93,3 +93,40 @@ int pv_punch_hole(int fd, uint64_t size)
 {
 	return fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, (off_t)size);
 }
+
+/*
+ * LOCK CMPXCHG8B/16B on guest memory, atomic against the guest's own vCPUs: if size bytes at gpa hold old,
+ * put new there; old gets what was there. False: not RAM, or not aligned (the CPU faults on that for 16).
+ */
+bool pv_compare_exchange(struct pv_vm *vm, uint64_t gpa, size_t size, void *old, const void *new)
+{
+	struct pv_region *r = region_of(vm, gpa, size);
+	if (!r || (size != 8 && size != 16) || (gpa & (size - 1)))
+		return false;
+	uint8_t *at = r->hva + (gpa - r->gpa);
+	bool exchanged;
+	if (size == 8) {
+		uint64_t expected, wanted;
+		memcpy(&expected, old, 8);
+		memcpy(&wanted, new, 8);
+		exchanged = __atomic_compare_exchange_n((uint64_t *)at, &expected, wanted, false, __ATOMIC_SEQ_CST,
+							__ATOMIC_SEQ_CST);
+		memcpy(old, &expected, 8);
+	} else {
+		uint64_t low, high, new_low, new_high;
+		memcpy(&low, old, 8);
+		memcpy(&high, (uint8_t *)old + 8, 8);
+		memcpy(&new_low, new, 8);
+		memcpy(&new_high, (const uint8_t *)new + 8, 8);
+		/* Written out: gcc turns a 16-byte __atomic into a call of libatomic. Every host of KVM has it. */
+		__asm__ volatile("lock cmpxchg16b %[at]; sete %[done]"
+				 : [at] "+m"(*(uint8_t (*)[16])at), [done] "=q"(exchanged), "+a"(low), "+d"(high)
+				 : "b"(new_low), "c"(new_high)
+				 : "memory", "cc");
+		memcpy(old, &low, 8);
+		memcpy((uint8_t *)old + 8, &high, 8);
+	}
+	if (exchanged && r->dirty)
+		pv_dirty_mark(r->dirty, (gpa - r->gpa) / PV_PAGE, (gpa - r->gpa) / PV_PAGE + 1);
+	return true;
+}
