@@ -160,9 +160,9 @@ class KvmContext(CpuContext):
             done += length
 
     def compare_exchange(self, gva: int, old: bytes, new: bytes, privilege: Privilege) -> bytes:
-        """See the class about atomicity. An operand across two pages (CMPXCHG8B only) never is atomic."""
+        """See the class about atomicity. A misaligned operand (CMPXCHG8B only) never is atomic."""
         pieces = self._pieces(gva, len(old), self._access(privilege, write=True))
-        if self._exchange is not None and len(pieces) == 1:
+        if self._exchange is not None and pieces[0][0] % len(old) == 0:
             return self._exchange(pieces[0][0], old, new)
         with _exchange_lock:
             found = self.read(gva, len(old), privilege)
