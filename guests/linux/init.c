@@ -19,6 +19,7 @@
 #include <linux/reboot.h>
 
 #define DEBUG_EXIT_PORT 0xf4
+#define CONSOLE "/dev/ttyS0"
 #define COMMAND_LINE_MAX 4096
 #define EXEC_ARGUMENT "pyvmm.exec="
 
@@ -139,23 +140,29 @@ static unsigned long watched; /* the signals that init waits for instead of bein
 
 #define BIT(signal) (1ul << ((signal) - 1))
 
-/* Starts a program in a session of its own with the terminal `tty` as its input and output; gives its process ID. */
-static long start(const char *const *arguments, const char *tty)
+static void replace(int fd, const char *path)
 {
-	long child = call(__NR_fork, 0, 0, 0, 0, 0), file;
+	long file = call(__NR_open, P(path), O_RDWR, 0, 0, 0);
+
+	if (file < 0)
+		return; /* what the kernel opened for init stays */
+	call(__NR_dup2, file, fd, 0, 0, 0);
+	call(__NR_close, file, 0, 0, 0, 0);
+}
+
+/* Starts a program in a session of its own, reading from `input` and writing to the serial line; gives its process
+ * ID. A session leader gets the first terminal it opens as its own: job control and Ctrl-C work. */
+static long start(const char *const *arguments, const char *input)
+{
+	long child = call(__NR_fork, 0, 0, 0, 0, 0);
 
 	if (child)
 		return child;
 	call(__NR_rt_sigprocmask, SIG_UNBLOCK, P(&watched), 0, sizeof(watched), 0);
 	call(__NR_setsid, 0, 0, 0, 0, 0);
-	file = call(__NR_open, P(tty), O_RDWR, 0, 0, 0);
-	if (file >= 0) {
-		/* A session leader without a terminal gets the one it opens: job control works. */
-		for (int fd = 0; fd < 3; fd++)
-			call(__NR_dup2, file, fd, 0, 0, 0);
-		if (file > 2)
-			call(__NR_close, file, 0, 0, 0, 0);
-	}
+	replace(0, input);
+	replace(1, CONSOLE);
+	call(__NR_dup2, 1, 2, 0, 0, 0);
 	call(__NR_chdir, P("/root"), 0, 0, 0, 0);
 	call(__NR_execve, P(arguments[0]), P(arguments), P(environment), 0, 0);
 	say("pyvmm: init: cannot run ");
@@ -213,7 +220,7 @@ static void run_command(const char *command)
 	long child, ended;
 
 	make_raw(1);
-	child = start(shell, "/dev/ttyS0");
+	child = start(shell, "/dev/null");
 	do {
 		ended = call(__NR_wait4, -1, P(&status), 0, 0, 0);
 	} while (ended != child && ended > 0);
@@ -225,7 +232,7 @@ static void keep_shell(void)
 {
 	/* A leading "-" would make it a login shell, which reads /etc/profile. */
 	const char *const shell[] = { "/bin/sh", "-i", 0 };
-	long child = start(shell, "/dev/ttyS0"), ended;
+	long child = start(shell, CONSOLE), ended;
 	int status;
 
 	for (;;) {
@@ -246,7 +253,7 @@ static void keep_shell(void)
 					continue;
 				if (status) /* do not spin if it cannot even start */
 					sleep_seconds(1);
-				child = start(shell, "/dev/ttyS0");
+				child = start(shell, CONSOLE);
 			}
 			break;
 		}
@@ -264,7 +271,6 @@ __attribute__((used)) static void init(void)
 	mount("sysfs", "/sys", 0);
 	mount("devtmpfs", "/dev", 0);
 	mount("tmpfs", "/tmp", "mode=1777");
-	call(__NR_sethostname, P("tiny"), 4, 0, 0, 0);
 	command = read_exec();
 	if (command)
 		run_command(command);
