@@ -1,6 +1,6 @@
 """Builds ``pyvmm.native._native``: the C files beside this one, compiled with cffi's API mode.
 
-``kvm_api.cdef.h`` and ``core.cdef.h`` are what Python sees. The kernel's structures there end in ``...``,
+The ``*.cdef.h`` files are what Python sees. The kernel's structures there end in ``...``,
 so the C compiler fills in and checks their layout against the installed ``<linux/kvm.h>``.
 """
 
@@ -12,16 +12,20 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
-SOURCES = ["kvm_ioctl.c", "vcpu_run.c", "coalesced_ring.c", "guest_memory.c", "dirty_bitmap.c", "user_entry.c", "exception_frame.c"]
+SOURCES = [
+    "kvm_ioctl.c", "vcpu_run.c", "coalesced_ring.c", "guest_memory.c", "dirty_bitmap.c", "user_entry.c",
+    "exception_frame.c", "virtqueue.c",
+]  # fmt: skip
+CDEFS = ["kvm_api.cdef.h", "core.cdef.h", "virtqueue.cdef.h"]
 
 ffibuilder = FFI()
-ffibuilder.cdef((HERE / "kvm_api.cdef.h").read_text() + (HERE / "core.cdef.h").read_text())
+ffibuilder.cdef("".join((HERE / name).read_text() for name in CDEFS))
 ffibuilder.set_source(
     "pyvmm.native._native",
-    '#include "kvm_api.h"\n#include "core.h"\n',
+    '#include "kvm_api.h"\n#include "core.h"\n#include "virtqueue.h"\n',
     sources=[os.path.relpath(HERE / name) for name in SOURCES],
     include_dirs=[str(HERE)],
-    depends=[str(HERE / name) for name in ("kvm_api.h", "core.h", "user_entry.h")],
+    depends=[str(HERE / name) for name in ("kvm_api.h", "core.h", "user_entry.h", "virtqueue.h")],
     extra_compile_args=["-O2", "-g", "-Wall", "-Wextra", "-Wno-unused-parameter", "-std=gnu11"],
     libraries=["pthread"],
 )
