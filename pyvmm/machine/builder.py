@@ -112,7 +112,20 @@ def _pc_wiring() -> list[tuple[int, str, int]]:
     return pic + [(irq, "ioapic", pin) for irq, pin in isa_irq_pins()] + [(gsi, "ioapic", gsi) for gsi in range(16, 24)]
 
 
+def _check_host_memory(size: int) -> None:
+    """A guest may have more than is free now (it need not use all), but not more than the host could ever give."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            kib = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
+        there = (kib["MemTotal"] + kib["SwapTotal"]) << 10
+    except (OSError, ValueError, KeyError, IndexError):
+        return
+    if size > there:
+        raise HostError(f"--memory {size >> 20}M: this host has {there >> 20}M of memory and swap; ask for less")
+
+
 def _build_memory(config: MachineConfig, vm: Vm, stack: contextlib.ExitStack) -> GuestMemory:
+    _check_host_memory(config.memory)
     low = min(config.memory, layout.HOLE_START)
     plan = [("ram-low", 0, low)]
     if config.memory > low:

@@ -1,13 +1,15 @@
 """A whole machine: run state, vCPU threads, reset, and how it ends.
 
 Threads: the loop's thread (the one that calls :meth:`Machine.run`) changes the run state, parks and resumes
-vCPUs, resets. vCPU threads and device callbacks only *ask* (``request_*``): they note what they want, ask
-every vCPU to park, and leave the rest to the loop.
+vCPUs, resets. vCPU threads, device callbacks and signal handlers only *ask* (``request_*``): they note what they
+want, ask every vCPU to park, and leave the rest to the loop. Until it has seen to it, nothing lets a vCPU run: a
+guest that has written to debug-exit must not execute what stands behind it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -84,6 +86,9 @@ class Machine:
         self.resets = 0
         self.started_at = 0.0
         self._run_state = RunStateTracker()
+        self._requests = 0
+        # Re-entrant: a signal handler may interrupt the loop's thread while that holds it.
+        self._request_lock = threading.RLock()
         self._exits = ExitHandler(self)
         self._power_on_cpus: list[CpuState] = []
         self._power_on_chips: dict[str, bytes] = {}
@@ -168,8 +173,14 @@ class Machine:
         if self.ending is not None:
             raise StateError("the guest has ended; only a reset brings it back")
         self._run_state.change(RunState.RUNNING)
-        for thread in self.threads:
-            thread.resume()
+        self._let_run()
+
+    def _let_run(self) -> None:
+        """Resume the vCPUs of a machine that is running, unless somebody wants it to end or to reset."""
+        with self._request_lock:
+            if self.run_state is RunState.RUNNING and not self._requests:
+                for thread in self.threads:
+                    thread.resume()
 
     def _park_all(self) -> None:
         self.backend.gate.hold_open(True)
@@ -186,15 +197,26 @@ class Machine:
 
     def request_end(self, ending: Ending) -> None:
         """End the guest with ``ending``; the first one counts."""
-        for thread in self.threads:
-            thread.request_park()
-        self.loop.post(lambda: self._end(ending))
+        self._request(lambda: self._end(ending))
 
     def request_reset(self, source: str) -> None:
-        """Reset the machine, or end it with ``--no-reboot``."""
-        for thread in self.threads:
-            thread.request_park()
-        self.loop.post(lambda: self._reset(source))
+        """Reset the machine, or end it with ``--no-reboot``. Several at once are one."""
+        life = self.resets
+        self._request(lambda: self._reset(source, life))
+
+    def _request(self, carry_out: Callable[[], None]) -> None:
+        with self._request_lock:
+            self._requests += 1
+            for thread in self.threads:
+                thread.request_park()
+
+        def serve() -> None:
+            with self._request_lock:
+                self._requests -= 1
+            carry_out()
+            self._let_run()
+
+        self.loop.post(serve)
 
     def debug_exit_written(self, value: int) -> None:
         """The guest wrote ``value`` to the debug-exit port."""
@@ -244,15 +266,17 @@ class Machine:
         T.machine_end.on and T.machine_end(ending.kind, ending.status)
         self.loop.stop()
 
-    def _reset(self, source: str) -> None:
-        if self.ending is not None:
+    def _reset(self, source: str, life: int) -> None:
+        if self.ending is not None or life != self.resets:
             return
         if self.config.no_reboot:
             self._end(Ending(kind="reset", reason=f"the guest reset the machine ({source})"))
             return
         T.machine_reset.on and T.machine_reset(source)
+        running = self.run_state is RunState.RUNNING
         self._park_all()
-        self._run_state.change(RunState.PAUSED)
+        if running:
+            self._run_state.change(RunState.PAUSED)
         self.collector.drain_ring()
         for device in self.devices:
             device.reset()
@@ -266,18 +290,17 @@ class Machine:
             user_entry.prepare_vcpu(vcpu, self.quirks)
         self._load()
         self.resets += 1
-        self._run_state.change(RunState.PRELAUNCH)
-        self.resume()
+        if running:  # a machine that was paused stays so
+            self._run_state.change(RunState.PRELAUNCH)
+            self.resume()
 
     def _look_for_halt(self) -> None:
-        if self.run_state is not RunState.RUNNING or self.ending is not None:
+        if self.run_state is not RunState.RUNNING or self._requests:
             return
         self._park_all()
         if cannot_wake(self.vcpus):
             self._end(Ending(kind="halt", reason="every vCPU halted with interrupts off"))
-            return
-        for thread in self.threads:
-            thread.resume()
+        self._let_run()
 
     def _watch_output(self) -> None:
         def drain() -> None:

@@ -151,6 +151,9 @@ class VcpuThread:
         sinks = self.vcpu.sinks
         ports = self._ports
         gate = self._gate
+        if gate.full:
+            # Parked while it waited here: being resumed is no reason to write more.
+            gate.wait()
         while True:
             kind = run(native)
             if kind == _KICKED:

@@ -33,3 +33,16 @@ def image(folder: Path, code: bytes, name: str = "guest.bin") -> str:
     path = folder / name
     path.write_bytes(code)
     return str(path)
+
+
+def out32(port: int, value: int) -> bytes:
+    """mov dx, port; mov eax, value; out dx, eax."""
+    return b"\xba" + struct.pack("<H", port) + b"\x66\xb8" + struct.pack("<I", value) + b"\x66\xef"
+
+
+IDLE_FOREVER = b"\xfb\xf4\xeb\xfd"  # sti; 1: hlt; jmp 1b
+SPIN = b"\xeb\xfe"  # jmp .
+COUNTER = 0x2000
+COUNT_FOREVER = b"\x66\xff\x06\x00\x20\xeb\xf9"  # 1: inc dword [COUNTER]; jmp 1b
+# lidt [0x3000]; lgdt [0x3000], which is zero: no handlers, no segments; into protected mode; mov ds, ax -> #GP
+TRIPLE_FAULT = b"\x0f\x01\x1e\x00\x30\x0f\x01\x16\x00\x30\x0f\x20\xc0\x0c\x01\x0f\x22\xc0\xb8\x28\x00\x8e\xd8"

@@ -182,7 +182,10 @@ def test_filtered_msr_writes_come_to_user_space(bare: BareVm) -> None:
 
 def test_nothing_leaks_when_creation_fails_half_way() -> None:
     """The autouse fixture looks at this process's descriptors afterwards."""
-    with System() as system, system.create_vm() as vm:
-        with vm.create_vcpu(0):
-            with pytest.raises(KvmError, match="KVM_CREATE_VCPU"):
-                vm.create_vcpu(0)
+    with (
+        System() as system,
+        system.create_vm() as vm,
+        vm.create_vcpu(0),
+        pytest.raises(KvmError, match="KVM_CREATE_VCPU"),
+    ):
+        vm.create_vcpu(0)
