@@ -39,6 +39,7 @@ XLOADFLAGS = (0x236, "<H")
 CMDLINE_SIZE = (0x238, "<I")
 PAYLOAD_OFFSET = (0x248, "<I")
 PAYLOAD_LENGTH = (0x24C, "<I")
+SETUP_DATA = (0x250, "<Q")  # protocol 2.09
 PREF_ADDRESS = (0x258, "<Q")
 INIT_SIZE = (0x260, "<I")
 
@@ -47,6 +48,7 @@ HEADER_END_MAX = 0x290  # boot_params has no room for more
 HDRS = 0x53726448  # "HdrS"
 LOADED_HIGH = 1 << 0
 XLF_KERNEL_64 = 1 << 0
+SETUP_RNG_SEED = 9  # type of a struct setup_data; Linux 6.2
 LOADER_UNDEFINED = 0xFF  # boot.rst: a loader without an assigned number
 
 PROTOCOL_MIN = 0x0206
@@ -95,6 +97,11 @@ class BootParams:
     def to_bytes(self) -> bytes:
         """The page as it goes into guest memory."""
         return bytes(self._page)
+
+
+def rng_seed(seed: bytes) -> bytes:
+    """A ``struct setup_data`` (boot.rst, setup_data: u64 next, u32 type, u32 len, data) that carries ``seed``."""
+    return struct.pack("<QII", 0, SETUP_RNG_SEED, len(seed)) + seed
 
 
 def read_setup_header(head: bytes, path: str) -> bytes:

@@ -7,11 +7,13 @@ minutes where CPL 0 is emulated. ``guest_decompress`` enters the bzImage as a bo
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 from pyvmm.arch.x86 import layout
 from pyvmm.arch.x86.boot import boot_params as bp
 from pyvmm.arch.x86.boot.boot_params import BootParams, read_setup_header
+from pyvmm.arch.x86.boot.boot_tables import BootTables
 from pyvmm.arch.x86.boot.command_line import LINUX_DEFAULT_LIMIT, write_command_line
 from pyvmm.arch.x86.boot.e820 import memory_map
 from pyvmm.arch.x86.boot.elf import Elf, SegmentStream, load_segments, notes, parse_elf
@@ -30,6 +32,7 @@ T = trace_group("arch/x86/boot")
 _VMLINUX_INITRD_MAX = 0x7FFFFFFF  # what every x86-64 bzImage's initrd_addr_max says
 _ENTRY_64 = 0x200  # offset of the 64-bit entry from the start of the protected-mode code
 _ELF_HEAD_MAX = 1 << 16
+RNG_SEED_SIZE = 32  # as many bytes as Linux's generator has state
 
 
 def is_linux(image: ImageFile, elf: Elf) -> bool:
@@ -161,6 +164,10 @@ def _finish(
     params.set_memory_map(memory_map(memory))
     if options.acpi:
         params.set_acpi_rsdp(layout.ACPI_TABLES)
+    if kind != "elf" and params[bp.VERSION] >= 0x0209:
+        # Without a seed each use of random numbers hashes the entropy pool anew until the kernel has gathered its own,
+        # and getrandom() blocks until then: on a guest without rdrand, minutes. It wipes the seed once taken.
+        params[bp.SETUP_DATA] = BootTables(memory).put(bp.rng_seed(os.urandom(RNG_SEED_SIZE)))
     memory.write(layout.BOOT_INFO, params.to_bytes())
     # boot.rst, 32-bit protocol: EBP, EDI and EBX must be zero; 64-bit: only RSI counts. RSP is for bare images.
     regs = Regs(rip=entry, rsi=layout.BOOT_INFO, rsp=layout.BOOT_STACK_TOP)

@@ -67,6 +67,29 @@ def test_vmlinux(memory: GuestMemory, save: Save) -> None:
     assert page["ramdisk_image"] == page["ramdisk_size"] == 0
 
 
+def rng_seed(memory: GuestMemory) -> bytes:
+    """The seed in the zero page's list of setup_data (boot.rst: u64 next, u32 type, u32 len), which has no other."""
+    (at,) = struct.unpack("<Q", memory.read(layout.BOOT_INFO + 0x250, 8))
+    following, kind, length = struct.unpack("<QII", memory.read(at, 16))
+    assert (following, kind) == (0, 9)
+    return memory.read(at + 16, length)
+
+
+def test_linux_gets_a_fresh_random_seed_at_every_start(memory: GuestMemory, save: Save) -> None:
+    path = save(ELF)
+    seeds = []
+    for _ in range(2):
+        load_image(memory, path, BootOptions())
+        seeds.append(rng_seed(memory))
+    assert [len(s) for s in seeds] == [32, 32] and seeds[0] != seeds[1]
+
+
+def test_images_without_linux_note_get_no_seed(memory: GuestMemory, save: Save) -> None:
+    load_image(memory, save(images.elf([Seg(TOP, CODE)], TOP)), BootOptions())
+    assert memory.read(layout.BOOT_INFO + 0x250, 8) == bytes(8)
+    assert memory.read(layout.BOOT_TABLES, 64) == bytes(64)
+
+
 def test_memory_map_in_the_zero_page(save: Save) -> None:
     memory = GuestMemory([Region(0, 64 << 20), Region(1 << 32, 32 << 20)])
     try:
