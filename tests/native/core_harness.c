@@ -280,8 +280,11 @@ static void sinks(uint64_t bytes)
 
 	/* One of them to the brim. */
 	CHECK(!pv_vm_set_sink(vm, 0xffff, 0));
-	for (int i = 0; i < PV_SINK_SIZE; i++)
+	for (int i = 0; i < PV_SINK_SIZE; i++) {
+		eventfd_t told;
 		CHECK(pv_sink_byte(vm, 0xffff, (uint8_t)i));
+		CHECK((eventfd_read(vm->sink_event, &told) == 0) == (i == 0)); /* by the first byte, and only once */
+	}
 	CHECK(!pv_sink_byte(vm, 0xffff, 0) && vm->sinks_pending == PV_SINK_SIZE);
 	for (int i = 0; i < PV_SINK_SIZE;) {
 		size_t n = pv_vm_take_sink(vm, 0, buffer, 1 + below(5000));

@@ -11,7 +11,7 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 NATIVE = HERE.parent.parent / "pyvmm" / "native"
-SOURCES = [HERE / "core_harness.c", *(NATIVE / name for name in ("coalesced_ring.c", "guest_memory.c", "dirty_bitmap.c"))]
+SOURCES = [HERE / "core_harness.c", NATIVE / "coalesced_ring.c", NATIVE / "guest_memory.c", NATIVE / "dirty_bitmap.c"]
 
 
 def build(folder: Path, sanitizers: str) -> Path:
