@@ -303,18 +303,32 @@ class Machine:
         self._let_run()
 
     def _watch_output(self) -> None:
+        """The first byte goes out at once, what follows with the next tick.
+
+        Being woken for each handful of bytes would slow a guest that writes a lot: waking costs the vCPU's thread
+        more than an exit.
+        """
+        event = self.collector.event
+        watching = False
+
         def drain() -> None:
-            _read_eventfd(self.collector.event)
+            nonlocal watching
+            self.loop.remove_reader(event)
+            watching = False
             # A full console is drained by the vCPUs, which then wait; the loop must not.
             if not self.backend.gate.full:
                 self.collector.drain()
 
         def tick() -> None:
+            nonlocal watching
+            _read_eventfd(event)  # before draining: a byte that comes later signals again
             if not self.backend.gate.full:
                 self.collector.drain_ring()
+            if not watching:
+                self.loop.add_reader(event, drain)
+                watching = True
             self.loop.call_later(RING_TICK, tick)
 
-        self.loop.add_reader(self.collector.event, drain)
         tick()
 
     # -- the end --------------------------------------------------------------------------------

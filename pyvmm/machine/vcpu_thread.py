@@ -151,13 +151,14 @@ class VcpuThread:
         sinks = self.vcpu.sinks
         ports = self._ports
         gate = self._gate
+        running = Command.RUN  # looked up once: an enum is slow at it, and this loop is what a Python exit costs
         if gate.full:
             # Parked while it waited here: being resumed is no reason to write more.
             gate.wait()
         while True:
             kind = run(native)
             if kind == _KICKED:
-                if self._command is not Command.RUN:
+                if self._command is not running:
                     return
                 continue
             # What sinks collected was written before this access.
@@ -188,7 +189,7 @@ class VcpuThread:
                 # Waiting with KVM's ring held would make everybody who wants it wait for the console, too.
                 lib.pv_vcpu_release_ring(native)
                 gate.wait()
-            if self._command is not Command.RUN:
+            if self._command is not running:
                 # One more KVM_RUN completes the access just served; immediate_exit makes it return at once.
                 self.vcpu.kick()
 

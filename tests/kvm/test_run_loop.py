@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 
@@ -189,3 +190,17 @@ def test_nothing_leaks_when_creation_fails_half_way() -> None:
         pytest.raises(KvmError, match="KVM_CREATE_VCPU"),
     ):
         vm.create_vcpu(0)
+
+
+def test_a_forked_thread_is_known_by_its_own_id(bare: BareVm) -> None:
+    """Kicks go to the thread that runs the vCPU; the native loop remembers its ID."""
+    bare.enter(out8(0xF4, 0) + out8(0xF4, 0))
+    assert bare.vcpu.run() == lib.PV_EXIT_IO
+    assert bare.vcpu.native.thread_id == threading.get_native_id()
+    child = os.fork()
+    if not child:
+        # KVM refuses a VM of another process; who asked is noted all the same.
+        refused = bare.vcpu.run() == lib.PV_EXIT_ERRNO
+        os._exit(0 if refused and bare.vcpu.native.thread_id == threading.get_native_id() else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert bare.vcpu.run() == lib.PV_EXIT_IO
