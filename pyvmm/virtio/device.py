@@ -1,0 +1,151 @@
+"""What every virtio device shares: features, queues, configuration space, its end in DEVICE_NEEDS_RESET.
+
+A device is used by a transport (``mmio.py``), which owns the driver's side of it: status, negotiation, interrupts.
+Section numbers are those of virtio 1.2.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, ClassVar, Protocol
+
+import msgspec
+
+from pyvmm.devices.state import DeviceState, decode_state
+from pyvmm.trace import trace_group
+from pyvmm.virtio.queue import F_EVENT_IDX, F_INDIRECT_DESC, NeedsReset, VirtQueue
+
+T = trace_group("virtio")
+
+F_VERSION_1 = 1 << 32  # 6: reserved feature bits
+TRANSPORT_FEATURES = F_INDIRECT_DESC | F_EVENT_IDX | F_VERSION_1
+
+
+class Transport(Protocol):
+    """What a device may ask of its transport; the device's lock is held."""
+
+    def used_buffer_notification(self) -> None:
+        """Tell the driver that buffers were used."""
+
+    def configuration_changed(self) -> None:
+        """Tell the driver that the configuration space changed (2.5.1: a new generation)."""
+
+    def device_needs_reset(self) -> None:
+        """Set DEVICE_NEEDS_RESET and tell the driver."""
+
+
+class NoState(DeviceState):
+    """The state of a device that has none besides features and queues."""
+
+
+class VirtioDevice:
+    """Base of a virtio device: subclasses say what they are and serve their queues.
+
+    ``lock`` is also the transport's, so one lock covers registers, queues and the device's own state.
+    """
+
+    name = ""
+    """For traces and section ids."""
+    device_id = 0
+    """Chapter 5's number."""
+    features = 0
+    """Device-specific features offered; the transport's own come on top."""
+    queue_sizes: tuple[int, ...] = ()
+    """Largest size of each queue."""
+    state_type: ClassVar[type[DeviceState]] = NoState
+
+    def __init__(self, memory_table: Any) -> None:
+        self.lock = threading.RLock()
+        self.queues = [VirtQueue(memory_table, i, size, self.name) for i, size in enumerate(self.queue_sizes)]
+        self.negotiated = 0
+        """The features both sides have agreed on; 0 until then."""
+        self.active = False
+        """Between DRIVER_OK and reset, unless broken: only then may queues be used (2.1.2)."""
+        self.state: Any = self.state_type()
+        self.transport: Transport | None = None
+
+    # -- for subclasses -------------------------------------------------------------------------
+
+    def acceptable(self, features: int) -> bool:
+        """Whether a subset of the offered features makes sense (2.2.2, dependencies between features)."""
+        return True
+
+    def configuration(self) -> bytes:
+        """The configuration space as it is now."""
+        return b""
+
+    def write_configuration(self, offset: int, data: bytes) -> None:
+        """The driver wrote to the configuration space; ignored unless a device has something to set there."""
+
+    def serve_queue(self, queue: VirtQueue) -> bool:
+        """Work off what is available, but no more than about a queue's worth; ``True`` if there may be more.
+
+        The bound is why a driver that refills its queue all the time cannot keep the caller's thread to itself.
+        """
+        raise NotImplementedError(f"serve_queue is not implemented for {type(self).__name__}")
+
+    def activated(self) -> None:
+        """The driver is ready (DRIVER_OK)."""
+
+    def deactivated(self) -> None:
+        """The driver has reset the device, or it broke: use no chain of a queue any more."""
+
+    # -- for transports -------------------------------------------------------------------------
+
+    def activate(self) -> None:
+        """DRIVER_OK."""
+        self.active = True
+        self.activated()
+
+    def halt(self) -> None:
+        """No queue is used any more until the next reset: FAILED, or DEVICE_NEEDS_RESET."""
+        was_active, self.active = self.active, False
+        for queue in self.queues:
+            queue.stop()
+        if was_active:
+            self.deactivated()
+
+    def reset(self) -> None:
+        """Back to power-on (2.4): nothing negotiated, no queue, the device's state as at first."""
+        self.halt()
+        self.negotiated = 0
+        for queue in self.queues:
+            queue.reset()
+        self.state = self.state_type()
+
+    def serve(self, index: int) -> bool:
+        """Doorbell of queue ``index``; ``True`` if it wants to be called again soon. Raises nothing for the guest."""
+        if not self.active or not 0 <= index < len(self.queues):
+            return False
+        queue = self.queues[index]
+        if not queue.ready:
+            return False
+        try:
+            more = self.serve_queue(queue)
+        except NeedsReset as problem:
+            self.fail(str(problem))
+            return False
+        if queue.wants_interrupt() and self.transport is not None:
+            self.transport.used_buffer_notification()
+        return more
+
+    def fail(self, reason: str) -> None:
+        """Stop until the driver resets the device (2.1.2: DEVICE_NEEDS_RESET)."""
+        T.virtio_needs_reset.on and T.virtio_needs_reset(self.name, reason)
+        self.halt()
+        if self.transport is not None:
+            self.transport.device_needs_reset()
+
+    def save_state(self) -> dict[str, Any]:
+        """The device's own registers."""
+        return msgspec.structs.asdict(self.state)
+
+    def decode(self, section: str, data: object) -> Callable[[], None]:
+        """Check ``data`` (SectionError) and return what takes it over."""
+        decoded = decode_state(section, self.state_type, data)
+
+        def apply() -> None:
+            self.state = decoded
+
+        return apply
