@@ -7,6 +7,7 @@ failed, one line on stderr; 126 the guest crashed.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from pyvmm import __version__
@@ -36,17 +37,44 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of the ``pyvmm`` script; returns the exit status."""
+    _open_missing_streams()
     args = build_parser().parse_args(argv)
     try:
-        return int(args.run(args))
+        status = int(args.run(args))
+        sys.stdout.flush()  # here, where a reader that is gone can still be dealt with
+        return status
     except PyvmmError as error:
         if args.debug:
-            raise
+            _print_traceback()
         print(f"pyvmm: {error}", file=sys.stderr)
         return error.exit_status
     except BrokenPipeError:
-        # Whoever read our output is gone; say nothing more, also not at interpreter exit.
-        sys.stderr.close()
+        # Whoever read our output is gone. What is still buffered must not fail again at interpreter exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_REFUSED
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        # A defect of pyvmm. Python's own status for it is 1, which a guest could mean.
+        if args.debug:
+            _print_traceback()
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        print(f"pyvmm: internal error: {text} (pyvmm --debug shows where)", file=sys.stderr)
+        return EXIT_REFUSED
+
+
+def _open_missing_streams() -> None:
+    """Somebody who starts pyvmm with standard streams closed must not have /dev/kvm or guest memory in their place."""
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(fd)
+        except OSError:
+            # The lowest free number is taken, which is fd: those below are open.
+            os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, open(fd, "w" if fd else "r", closefd=False))  # noqa: SIM115
+
+
+def _print_traceback() -> None:
+    import traceback
+
+    traceback.print_exc()

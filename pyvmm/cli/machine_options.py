@@ -15,6 +15,7 @@ from pyvmm import __version__
 from pyvmm.errors import EXIT_GUEST_CRASHED, ConfigError
 from pyvmm.host.profile import QUIRKS
 from pyvmm.machine.config import MachineConfig
+from pyvmm.machine.console_output import FLUSH_DEADLINE
 from pyvmm.machine.ending import Ending
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     add("--timeout", metavar="S", help="end the guest after S seconds, status 124")
     add("--no-reboot", action="store_true", help="end instead of restarting when the guest resets")
     add("--no-acpi", action="store_true", help="do not hand ACPI tables to the guest")
+    add("--rng", action="store_true", help="give the guest a virtio entropy device")
     add("--name", metavar="NAME", help="name of the machine")
     add("--report", metavar="FILE", help="write how it ended to FILE, as JSON")
     add("--trace", metavar="PATTERN", action="append", default=[],
@@ -124,6 +126,12 @@ def _run(
                 machine.backend.filter_input = EscapeKeys(quit_, say)
             ending = machine.run()
         seconds = time.monotonic() - machine.started_at
+        # The guest is done and signals end pyvmm at once again: its output may take as long as its reader likes,
+        # unless somebody has already lost patience.
+        patient = config.serial == "stdio" and ending.kind not in ("quit", "timeout")
+        problem = machine.backend.flush(None if patient else FLUSH_DEADLINE)
+        if problem is not None:
+            print(f"pyvmm: --serial {config.serial}: output is incomplete: {problem}", file=sys.stderr)
         report = _report(machine, ending, seconds)
     if report_path is not None:
         write_report(report_path, report)
@@ -138,7 +146,9 @@ def _ending_signals(machine: Machine) -> Iterator[None]:
         name = signal.Signals(number).name
         machine.request_end(Ending(kind="quit", status=128 + number, reason=f"ended by {name}"))
 
-    saved = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    # What is ignored stays so: that is how nohup and shells keep a background job alive.
+    wanted = [s for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) != signal.SIG_IGN]
+    saved = {s: signal.signal(s, handler) for s in wanted}
     try:
         yield
     finally:
@@ -169,22 +179,35 @@ def _report(machine: Machine, ending: Ending, seconds: float) -> dict[str, Any]:
 def _check_writable(path: str) -> None:
     """Before anything runs: a report that cannot be written must not cost the run."""
     folder = os.path.dirname(path) or "."
-    if os.path.isdir(path) or not os.access(folder, os.W_OK):
-        raise ConfigError(f"--report {path}: the folder is not writable, or this is a folder")
+    if os.path.isdir(path):
+        raise ConfigError(f"--report {path}: is a folder; name a file in it")
+    if _is_special(path):
+        if not os.access(path, os.W_OK):
+            raise ConfigError(f"--report {path}: is not writable")
+    elif not os.access(folder, os.W_OK):
+        raise ConfigError(f"--report {path}: its folder {folder} does not exist or is not writable")
+
+
+def _is_special(path: str) -> bool:
+    """Whether ``path`` is to be written into, not replaced: /dev/null, /dev/stdout, a FIFO, a symbolic link."""
+    return os.path.islink(path) or (os.path.exists(path) and not os.path.isfile(path))
 
 
 def write_report(path: str, report: dict[str, Any]) -> None:
-    """Write ``report`` as JSON, whole or not at all."""
+    """Write ``report`` as JSON; a regular file is replaced, whole or not at all."""
     import msgspec
 
-    partial = f"{path}.{os.getpid()}.partial"
+    replace = not _is_special(path)
+    partial = f"{path}.{os.getpid()}.partial" if replace else path
     try:
         with open(partial, "wb") as out:
             out.write(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
-        os.replace(partial, path)
+        if replace:
+            os.replace(partial, path)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            os.unlink(partial)
+        if replace:
+            with contextlib.suppress(OSError):
+                os.unlink(partial)
         raise ConfigError(f"--report {path}: {error.strerror}") from None
 
 

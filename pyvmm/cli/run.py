@@ -58,15 +58,17 @@ def config_of(args: argparse.Namespace) -> MachineConfig:
         guest = _find_guest(image)
         image = str(guest.image)
     default_memory = guest.memory_bytes if guest else DEFAULT_MEMORY
-    load_address = args.load_address and parse_number(args.load_address, "--load-address", maximum=0xFFFFF)
+    load_address = None
+    if args.load_address is not None:
+        load_address = parse_number(args.load_address, "--load-address", maximum=0xFFFFF)
     quirks = parse_quirks(args.quirks)
     append = args.append if args.append is not None else (guest.append if guest else "")
     words, removed = split_removals(append.split(" ")) if append else ([], [])
     return MachineConfig(
         image=image,
         name=args.name or os.path.basename(os.path.normpath(args.image)),
-        memory=parse_size(args.memory, "--memory") if args.memory else default_memory,
-        cpus=parse_cpus(args.smp) if args.smp else (guest.cpus if guest else 1),
+        memory=parse_size(args.memory, "--memory") if args.memory is not None else default_memory,
+        cpus=parse_cpus(args.smp) if args.smp is not None else (guest.cpus if guest else 1),
         initrd=args.initrd,
         append=" ".join(words),
         linux_additions=" ".join(linux_additions(resolve_quirks(quirks), removed, base=False)),
@@ -74,9 +76,10 @@ def config_of(args: argparse.Namespace) -> MachineConfig:
         guest_decompress=args.guest_decompress,
         acpi=not args.no_acpi,
         serial=args.serial,
-        debug_exit=parse_debug_exit(args.debug_exit) if args.debug_exit else DebugExitConfig(),
-        timeout=parse_timeout(args.timeout) if args.timeout else (guest.timeout if guest else None),
+        debug_exit=parse_debug_exit(args.debug_exit) if args.debug_exit is not None else DebugExitConfig(),
+        timeout=parse_timeout(args.timeout) if args.timeout is not None else (guest.timeout if guest else None),
         no_reboot=args.no_reboot,
+        rng=args.rng,
         quirks=quirks,
     )
 

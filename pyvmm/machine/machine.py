@@ -135,6 +135,7 @@ class Machine:
             load_address=config.load_address,
             guest_decompress=config.guest_decompress,
             acpi=config.acpi,
+            acpi_devices=config.acpi_devices,
         )
         self.image = image = load_image(self.memory, config.image, options)
         boot = self.vcpus[0]
@@ -263,7 +264,7 @@ class Machine:
             "vcpu-error": RunState.INTERNAL_ERROR,
         }
         self._run_state.change(state.get(ending.kind, RunState.SHUTDOWN))
-        T.machine_end.on and T.machine_end(ending.kind, ending.status)
+        T.machine_ended.on and T.machine_ended(ending.kind, ending.status)
         self.loop.stop()
 
     def _reset(self, source: str, life: int) -> None:

@@ -46,3 +46,6 @@ COUNTER = 0x2000
 COUNT_FOREVER = b"\x66\xff\x06\x00\x20\xeb\xf9"  # 1: inc dword [COUNTER]; jmp 1b
 # lidt [0x3000]; lgdt [0x3000], which is zero: no handlers, no segments; into protected mode; mov ds, ax -> #GP
 TRIPLE_FAULT = b"\x0f\x01\x1e\x00\x30\x0f\x01\x16\x00\x30\x0f\x20\xc0\x0c\x01\x0f\x22\xc0\xb8\x28\x00\x8e\xd8"
+
+# 1: mov dx,0x3fd; 2: in al,dx; test al,1; jz 2b; mov dx,0x3f8; in al,dx; out dx,al; cmp al,'q'; jne 1b; cli; hlt
+ECHO_UNTIL_Q = b"\xba\xfd\x03\xec\xa8\x01\x74\xfb\xba\xf8\x03\xec\xee\x3c\x71\x75\xef" + HLT_FOREVER
