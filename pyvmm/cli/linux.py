@@ -99,6 +99,7 @@ def config_of(args: argparse.Namespace) -> MachineConfig:
         debug_exit=parse_debug_exit(args.debug_exit) if args.debug_exit else DebugExitConfig(),
         timeout=parse_timeout(args.timeout),
         no_reboot=args.no_reboot,
+        rng=args.rng,
         quirks=quirks,
     )
 

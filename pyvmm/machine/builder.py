@@ -58,6 +58,10 @@ def build_machine(config: MachineConfig, quirks: frozenset[str]) -> Machine:
 
     Raises ConfigError, ImageError or HostError; nothing is left open then.
     """
+    if config.virtio_devices:
+        from pyvmm.machine import virtio_slots  # its imports cost every start some milliseconds
+
+        config = virtio_slots.announce_slots(config)
     with contextlib.ExitStack() as stack:
         system = stack.enter_context(System())
         for capability in NEEDED:
@@ -77,6 +81,8 @@ def build_machine(config: MachineConfig, quirks: frozenset[str]) -> Machine:
             collector=collector, backend=backend,
         )  # fmt: skip
         machine.devices.extend(_build_devices(machine, backend, collector))
+        if config.virtio_devices:
+            machine.devices.extend(virtio_slots.build_slots(machine, stack))
         supported = user_entry.offer_no_hypercalls(system.supported_cpuid(), quirks)
         tsc_deadline = bool(system.check_extension("KVM_CAP_TSC_DEADLINE_TIMER"))
         for index in range(config.cpus):

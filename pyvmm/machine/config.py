@@ -37,6 +37,10 @@ class MachineConfig(msgspec.Struct, frozen=True, kw_only=True):
     load_address: int | None = None
     guest_decompress: bool = False
     acpi: bool = True
+    acpi_devices: tuple[bytes, ...] = ()
+    """AML of devices that the builder adds; put into the DSDT."""
+    rng: bool = False
+    """A virtio entropy device."""
     serial: str = "stdio"
     """``stdio``, ``stderr``, ``null``, ``file:PATH`` or ``unix:PATH``."""
     debug_exit: DebugExitConfig = DebugExitConfig()
@@ -44,6 +48,11 @@ class MachineConfig(msgspec.Struct, frozen=True, kw_only=True):
     no_reboot: bool = False
     quirks: frozenset[str] | None = None
     """``None``: what the host profile asks for."""
+
+    @property
+    def virtio_devices(self) -> tuple[str, ...]:
+        """Names of the virtio devices, in the order of their slots."""
+        return ("rng",) if self.rng else ()
 
     def __post_init__(self) -> None:
         if not MIN_MEMORY <= self.memory <= MAX_MEMORY or self.memory % 4096:

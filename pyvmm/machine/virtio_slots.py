@@ -1,0 +1,145 @@
+"""Where virtio transports sit in the machine, and what leads to and from them.
+
+Slot ``i`` has 4 KiB at ``VIRTIO_MMIO + i * 0x1000`` and GSI ``IRQ_VIRTIO_FIRST + i``. Slots stop at GSI 15: the MP
+table describes the ISA pins, and a kernel without ACPI knows no others.
+
+Doorbells: KVM turns a write of ``i`` to QueueNotify into a signal on queue ``i``'s event descriptor, and the machine's
+loop serves the queue. Without ioeventfd the write is an exit, and the transport signals the same descriptor.
+
+Interrupts are edges, active high: what a kernel takes an ISA pin for when only the command line names the device,
+what the MP table says of these pins, and what the DSDT says, too. An irqfd is a pulse, which is an edge; a level would
+need a resampling irqfd and one more exit for each interrupt.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import Callable
+
+import msgspec
+
+from pyvmm.arch.x86 import layout
+from pyvmm.arch.x86.boot.aml import virtio_mmio_device
+from pyvmm.devices.device import Device, IrqLine
+from pyvmm.errors import ConfigError
+from pyvmm.kvm.vm import Vm
+from pyvmm.machine.config import MachineConfig
+from pyvmm.machine.event_loop import EventLoop
+from pyvmm.machine.machine import Machine
+from pyvmm.virtio.device import VirtioDevice
+from pyvmm.virtio.mmio import QUEUE_NOTIFY, WINDOW, VirtioMmio
+from pyvmm.virtio.rng import VirtioRng
+
+SLOTS = 16 - layout.IRQ_VIRTIO_FIRST
+
+
+def slot_of(index: int) -> tuple[int, int]:
+    """(GPA, GSI) of slot ``index``."""
+    return layout.VIRTIO_MMIO + index * layout.VIRTIO_MMIO_SIZE, layout.IRQ_VIRTIO_FIRST + index
+
+
+MAKERS: dict[str, Callable[[Machine], VirtioDevice]] = {
+    "rng": lambda machine: VirtioRng(machine.vm.native),
+}
+"""How each of ``MachineConfig.virtio_devices`` is made."""
+
+
+def announce_slots(config: MachineConfig) -> MachineConfig:
+    """``config`` with the slots made known to the guest, one way only: a driver that finds both fails on the second.
+
+    With ACPI tables they are in the DSDT (LNRO0005), else on Linux's command line.
+    """
+    names = config.virtio_devices
+    if len(names) > SLOTS:
+        raise ConfigError(f"{len(names)} virtio devices: the machine has room for {SLOTS}")
+    slots = [slot_of(index) for index in range(len(names))]
+    if config.acpi:
+        entries = (virtio_mmio_device(i, gpa, layout.VIRTIO_MMIO_SIZE, gsi) for i, (gpa, gsi) in enumerate(slots))
+        return msgspec.structs.replace(config, acpi_devices=tuple(entries))
+    words = [f"virtio_mmio.device=4K@{gpa:#x}:{gsi}" for gpa, gsi in slots]
+    return msgspec.structs.replace(config, linux_additions=" ".join([config.linux_additions, *words]).strip())
+
+
+def build_slots(machine: Machine, stack: contextlib.ExitStack) -> list[Device]:
+    """The transports, claimed on the memory bus and wired; ``stack`` gives back what they need."""
+    assert WINDOW == layout.VIRTIO_MMIO_SIZE
+    built: list[Device] = []
+    for index, name in enumerate(machine.config.virtio_devices):
+        gpa, gsi = slot_of(index)
+        device = MAKERS[name](machine)
+        bells = Doorbells(machine.loop, len(device.queues), stack)
+        transport = VirtioMmio(device, _line(machine.vm, gsi, stack), bells.ring)
+        bells.answer(transport.serve)
+        if machine.vm.check_extension("KVM_CAP_IOEVENTFD"):
+            for queue, fd in enumerate(bells.fds):
+                machine.vm.ioeventfd(fd, gpa + QUEUE_NOTIFY, 4, datamatch=queue)
+        machine.mmio.claim(gpa, WINDOW, transport)
+        built.append(transport)
+    return built
+
+
+class Doorbells:
+    """One event descriptor for each queue of a device, served on the machine's loop."""
+
+    def __init__(self, loop: EventLoop, queues: int, stack: contextlib.ExitStack) -> None:
+        self._loop = loop
+        self._stack = stack
+        self.fds = [_eventfd(stack) for _ in range(queues)]
+
+    def ring(self, queue: int) -> None:
+        """From any thread; never waits."""
+        os.eventfd_write(self.fds[queue], 1)
+
+    def answer(self, serve: Callable[[int], None]) -> None:
+        """Call ``serve(queue)`` on the loop's thread whenever it was rung, once for any number of times."""
+        for queue, fd in enumerate(self.fds):
+            self._loop.add_reader(fd, functools.partial(_answer, fd, serve, queue))
+            self._stack.callback(self._loop.remove_reader, fd)
+
+
+class IrqfdLine:
+    """An edge-triggered line behind an irqfd: every ``True`` is a pulse."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def set_level(self, level: bool) -> None:
+        """Signal on ``True``; an edge has no end to tell of."""
+        if level:
+            os.eventfd_write(self._fd, 1)
+
+
+class PulsedLine:
+    """The same where KVM has no irqfd: two ioctls."""
+
+    def __init__(self, vm: Vm, gsi: int) -> None:
+        self._vm = vm
+        self._gsi = gsi
+
+    def set_level(self, level: bool) -> None:
+        """Pulse on ``True``."""
+        if level:
+            self._vm.irq_line(self._gsi, 1)
+            self._vm.irq_line(self._gsi, 0)
+
+
+def _line(vm: Vm, gsi: int, stack: contextlib.ExitStack) -> IrqLine:
+    if not vm.check_extension("KVM_CAP_IRQFD"):
+        return PulsedLine(vm, gsi)
+    fd = _eventfd(stack)
+    vm.irqfd(fd, gsi)
+    return IrqfdLine(fd)
+
+
+def _eventfd(stack: contextlib.ExitStack) -> int:
+    fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    stack.callback(os.close, fd)
+    return fd
+
+
+def _answer(fd: int, serve: Callable[[int], None], queue: int) -> None:
+    with contextlib.suppress(BlockingIOError):
+        os.eventfd_read(fd)
+    serve(queue)
