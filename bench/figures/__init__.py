@@ -101,10 +101,10 @@ def child_environment(**changes: str) -> dict[str, str]:
 
 
 def main(measure: Callable[[], Mapping[str, Any]]) -> None:
-    """Print the document that ``measure`` makes. Where it cannot be measured, the document says why, status 125."""
+    """Print the document that ``measure`` makes; one that says why, and status 125, if measuring failed."""
     try:
         found = measure()
     except PyvmmError as error:
-        print(msgspec.json.format(msgspec.json.encode({"skipped": str(error), "host": host_facts()})).decode())
+        print(msgspec.json.format(msgspec.json.encode({"failed": str(error), "host": host_facts()})).decode())
         sys.exit(error.exit_status)
     print(msgspec.json.format(msgspec.json.encode(found)).decode())
