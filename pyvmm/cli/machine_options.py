@@ -15,7 +15,6 @@ from pyvmm import __version__
 from pyvmm.errors import EXIT_GUEST_CRASHED, ConfigError
 from pyvmm.host.profile import QUIRKS
 from pyvmm.machine.config import MachineConfig
-from pyvmm.machine.console_output import FLUSH_DEADLINE
 from pyvmm.machine.ending import Ending
 
 if TYPE_CHECKING:
@@ -121,17 +120,22 @@ def _run(
         def quit_() -> None:
             machine.request_end(Ending(kind="quit", reason="quit from the console"))
 
-        with _ending_signals(machine), contextlib.ExitStack() as stack:
-            if config.serial == "stdio" and stack.enter_context(raw_terminal()):
-                machine.backend.filter_input = EscapeKeys(quit_, say)
-            ending = machine.run()
-        seconds = time.monotonic() - machine.started_at
-        # The guest is done and signals end pyvmm at once again: its output may take as long as its reader likes,
-        # unless somebody has already lost patience.
-        patient = config.serial == "stdio" and ending.kind not in ("quit", "timeout")
-        problem = machine.backend.flush(None if patient else FLUSH_DEADLINE)
-        if problem is not None:
-            print(f"pyvmm: --serial {config.serial}: output is incomplete: {problem}", file=sys.stderr)
+        with _ending_signals(machine) as signalled:
+            with contextlib.ExitStack() as stack:
+                if config.serial == "stdio" and stack.enter_context(raw_terminal()):
+                    machine.backend.filter_input = EscapeKeys(quit_, say)
+                ending = machine.run()
+            seconds = time.monotonic() - machine.started_at
+            if config.serial == "stdio" and ending.kind not in ("quit", "timeout"):
+                # As with any program in a pipe, its reader may take its time; until somebody loses patience.
+                while not machine.backend.flush(0.1) and not signalled:
+                    pass
+                ending = signalled[0] if signalled else ending
+            else:
+                machine.backend.flush()
+        if machine.backend.problem is not None:
+            text = f"output is incomplete: {machine.backend.problem}"
+            print(f"pyvmm: --serial {config.serial}: {text}", file=sys.stderr)
         report = _report(machine, ending, seconds)
     if report_path is not None:
         write_report(report_path, report)
@@ -139,18 +143,23 @@ def _run(
 
 
 @contextlib.contextmanager
-def _ending_signals(machine: Machine) -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP end the machine in order; the shell sees 128 plus the signal's number."""
+def _ending_signals(machine: Machine) -> Iterator[list[Ending]]:
+    """SIGINT, SIGTERM and SIGHUP end the machine in order; the shell sees 128 plus the signal's number.
+
+    Yields the list of ends that were asked for in this way.
+    """
+    signalled: list[Ending] = []
 
     def handler(number: int, _frame: object) -> None:
-        name = signal.Signals(number).name
-        machine.request_end(Ending(kind="quit", status=128 + number, reason=f"ended by {name}"))
+        ending = Ending(kind="quit", status=128 + number, reason=f"ended by {signal.Signals(number).name}")
+        signalled.append(ending)
+        machine.request_end(ending)
 
     # What is ignored stays so: that is how nohup and shells keep a background job alive.
     wanted = [s for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) != signal.SIG_IGN]
     saved = {s: signal.signal(s, handler) for s in wanted}
     try:
-        yield
+        yield signalled
     finally:
         for number, old in saved.items():
             signal.signal(number, old)

@@ -166,9 +166,7 @@ def _build_devices(machine: Machine, backend: SerialBackend, collector: SinkColl
     backend.attach(serial)
     claim(layout.PORT_SERIAL, serial)
 
-    console_hint = collector.hint(layout.PORT_DEBUG_CONSOLE[0])
-    console = DebugConsole(backend.output, console_hint)
-    collector.attach(console_hint, console.output_from_sink)
+    console = DebugConsole(backend.output, collector.hint(layout.PORT_DEBUG_CONSOLE[0], beside=serial_hint))
     claim(layout.PORT_DEBUG_CONSOLE, console)
 
     post_hint = collector.hint(layout.PORT_POST[0])

@@ -65,8 +65,8 @@ class ConsoleOutput:
         self._broken = False
         self._writing = False
         self._written = 0
-        self.problem: str | None = None
-        """Why output is missing, if it is and somebody would want to know."""
+        self._stuck = False
+        self._failure: str | None = None
         self._thread = threading.Thread(target=self._main, name="console-output", daemon=True)
         self._thread.start()
 
@@ -80,22 +80,28 @@ class ConsoleOutput:
                 self._gate.set_full(True)
             self._condition.notify_all()
 
-    def flush(self, seconds: float | None = FLUSH_DEADLINE) -> bool:
-        """Wait until all is written; ``False`` once nothing went out for ``seconds`` (``None``: wait on)."""
+    def flush(self, seconds: float = FLUSH_DEADLINE) -> bool:
+        """Wait until all is written; ``False`` once nothing went out for ``seconds``."""
         with self._condition:
             while not self._idle():
                 before = self._written
                 if not self._condition.wait_for(lambda: self._idle() or self._written != before, seconds):  # noqa: B023
-                    self.problem = "its reader does not read"
+                    self._stuck = True
                     return False
+            self._stuck = False
         return True
+
+    @property
+    def problem(self) -> str | None:
+        """Why output is missing by now, if it is and somebody would want to know."""
+        return self._failure or (None if self._idle() else "its reader does not read")
 
     def _idle(self) -> bool:
         return self._broken or not (self._buffer or self._writing)
 
     def close(self) -> None:
         """Flush with a deadline and end the thread (a daemon: a stuck reader cannot keep the process)."""
-        self.flush()
+        self.flush(0.1 if self._stuck else FLUSH_DEADLINE)  # waited for once is enough
         with self._condition:
             self._closing = True
             self._condition.notify_all()
@@ -137,7 +143,7 @@ class ConsoleOutput:
                 continue
             except OSError as error:
                 if error.errno not in _READER_GONE:
-                    self.problem = error.strerror
+                    self._failure = error.strerror
                 return False
             view = view[done:]
             with self._condition:

@@ -61,13 +61,16 @@ class SerialBackend:
             self._input = fd
             self._loop.add_reader(fd, self._readable)
 
-    def flush(self, seconds: float | None) -> str | None:
-        """Wait for output as :meth:`ConsoleOutput.flush` does; why some of it is missing, ``None`` if none is."""
+    def flush(self, seconds: float = FLUSH_DEADLINE) -> bool:
+        """Wait until all output is out, as :meth:`ConsoleOutput.flush` does."""
         output = self._output
-        if output is None:
-            return None
-        output.flush(seconds)
-        return output.problem
+        return output is None or output.flush(seconds)
+
+    @property
+    def problem(self) -> str | None:
+        """Why output is missing by now, if it is."""
+        output = self._output
+        return None if output is None else output.problem
 
     def close(self) -> None:
         """Flush and give everything back."""
@@ -145,7 +148,7 @@ class SocketSerialBackend(SerialBackend):
 
     def close(self) -> None:
         """Disconnect once the client has read all, stop listening, remove the socket file."""
-        self.flush(FLUSH_DEADLINE)
+        self.flush()
         self._drop_client()
         self._loop.remove_reader(self._listener.fileno())
         self._listener.close()

@@ -42,8 +42,13 @@ class SinkCollector:
         self._lock = threading.RLock()
         self._buffer = ffi.new("uint8_t[]", _CHUNK)
 
-    def hint(self, base: int) -> SinkHint:
-        """A hint for the device at ports from ``base``; :meth:`attach` completes it."""
+    def hint(self, base: int, beside: SinkHint | None = None) -> SinkHint:
+        """A hint for the device at ports from ``base``; :meth:`attach` completes it.
+
+        ``beside`` another one it collects into the same sink: what goes to one place keeps its order.
+        """
+        if beside is not None:
+            return SinkHint(self._vm, base, beside._sink)
         if len(self._deliver) == lib.PV_SINKS:
             raise ConfigError(f"more than {lib.PV_SINKS} devices with native output")
         self._deliver.append(None)

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import select
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 PYVMM = Path(sys.executable).with_name("pyvmm")
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -25,3 +32,43 @@ def refused(*arguments: str, timeout: float = 30) -> str:
     assert text.count("\n") == 1, text
     assert "Traceback" not in text
     return text
+
+
+class Running:
+    """A ``pyvmm`` that runs on: read from it, signal it, wait for its end. A context manager that leaves nothing."""
+
+    def __init__(self, *arguments: str, **options: Any) -> None:
+        streams: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        command = [str(PYVMM), *arguments]
+        self.process = subprocess.Popen(command, cwd=REPOSITORY, start_new_session=True, **(streams | options))
+
+    def read_until(self, end: bytes, seconds: float = 20) -> bytes:
+        """Standard output up to and with ``end``."""
+        assert self.process.stdout is not None
+        got = b""
+        deadline = time.monotonic() + seconds
+        while not got.endswith(end):
+            ready, _, _ = select.select([self.process.stdout], [], [], max(0, deadline - time.monotonic()))
+            piece = os.read(self.process.stdout.fileno(), 1) if ready else b""
+            assert piece, f"{end!r} did not come, but {got!r}"
+            got += piece
+        return got
+
+    def finish(self, seconds: float = 15) -> tuple[int, bytes, bytes]:
+        """Status, rest of standard output, standard error, once it has ended."""
+        out, err = self.process.communicate(timeout=seconds)
+        return self.process.returncode, out or b"", err or b""
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(10)
+        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+            if stream is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
+        with pytest.raises(ProcessLookupError):  # it left no child in its session
+            os.killpg(self.process.pid, 0)

@@ -106,7 +106,8 @@ def test_input_waits_out_a_loopback_test_and_a_reset(loop: EventLoop) -> None:
 def test_a_full_disk_is_told(loop: EventLoop) -> None:
     backend = open_serial("file:/dev/full", loop)
     backend.output(b"lost")
-    assert backend.flush(5) == "No space left on device"
+    assert backend.flush(5)
+    assert backend.problem == "No space left on device"
     backend.output(b"also lost")
     backend.close()
 
