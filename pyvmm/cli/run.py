@@ -80,7 +80,6 @@ def config_of(args: argparse.Namespace) -> MachineConfig:
         timeout=parse_timeout(args.timeout) if args.timeout is not None else (guest.timeout if guest else None),
         no_reboot=args.no_reboot,
         rng=args.rng,
-        rng=args.rng,
         quirks=quirks,
     )
 
