@@ -12,6 +12,7 @@ import sys
 
 from pyvmm import __version__
 from pyvmm.cli import doctor, linux, run
+from pyvmm.cli.messages import complain, silence
 from pyvmm.errors import EXIT_REFUSED, PyvmmError
 
 COMMANDS = (run, linux, doctor)
@@ -46,11 +47,10 @@ def main(argv: list[str] | None = None) -> int:
     except PyvmmError as error:
         if args.debug:
             _print_traceback()
-        print(f"pyvmm: {error}", file=sys.stderr)
+        complain(f"pyvmm: {error}")
         return error.exit_status
     except BrokenPipeError:
-        # Whoever read our output is gone. What is still buffered must not fail again at interpreter exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence(sys.stdout)  # whoever read our output is gone
         return EXIT_REFUSED
     except KeyboardInterrupt:
         return 130
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.debug:
             _print_traceback()
         text = " ".join(f"{type(error).__name__}: {error}".split())
-        print(f"pyvmm: internal error: {text} (pyvmm --debug shows where)", file=sys.stderr)
+        complain(f"pyvmm: internal error: {text} (pyvmm --debug shows where)")
         return EXIT_REFUSED
 
 
@@ -77,4 +77,4 @@ def _open_missing_streams() -> None:
 def _print_traceback() -> None:
     import traceback
 
-    traceback.print_exc()
+    complain(traceback.format_exc().rstrip())

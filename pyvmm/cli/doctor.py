@@ -39,10 +39,14 @@ def run(args: argparse.Namespace) -> int:
     from pyvmm.host.findings import profile_findings, surroundings_findings
     from pyvmm.host.profile import HostProfile, load_profile
     from pyvmm.host.surroundings import look_around
+    from pyvmm.kvm.system import System
 
     profile: HostProfile | None = None
     refusal: HostError | None = None
     try:
+        # For real, each time: what was measured since boot says nothing about permission now.
+        with System() as system, system.create_vm():
+            pass
         profile = load_profile(refresh=args.refresh)
         if not profile.guests_run:
             reason = profile.notes[0] if profile.notes else "no reason known"

@@ -6,12 +6,12 @@ import argparse
 import contextlib
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pyvmm import __version__
+from pyvmm.cli.messages import complain
 from pyvmm.errors import EXIT_GUEST_CRASHED, ConfigError
 from pyvmm.host.profile import QUIRKS
 from pyvmm.machine.config import MachineConfig
@@ -134,8 +134,7 @@ def _run(
             else:
                 machine.backend.flush()
         if machine.backend.problem is not None:
-            text = f"output is incomplete: {machine.backend.problem}"
-            print(f"pyvmm: --serial {config.serial}: {text}", file=sys.stderr)
+            complain(f"pyvmm: --serial {config.serial}: output is incomplete: {machine.backend.problem}")
         report = _report(machine, ending, seconds)
     if report_path is not None:
         write_report(report_path, report)
@@ -223,8 +222,8 @@ def write_report(path: str, report: dict[str, Any]) -> None:
 def explain_ending(ending: Ending) -> None:
     """What a person should know about an end that was not clean, on stderr."""
     if ending.kind in ("timeout", "quit") and ending.status:
-        print(f"pyvmm: {ending.reason}", file=sys.stderr)
+        complain(f"pyvmm: {ending.reason}")
     elif ending.status == EXIT_GUEST_CRASHED and ending.crash is not None:
         from pyvmm.machine.crash_report import text_lines
 
-        print("\n".join([f"pyvmm: the guest crashed: {ending.reason}", *text_lines(ending.crash)]), file=sys.stderr)
+        complain("\n".join([f"pyvmm: the guest crashed: {ending.reason}", *text_lines(ending.crash)]))

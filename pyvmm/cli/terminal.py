@@ -5,10 +5,11 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-import sys
 import termios
 import tty
 from collections.abc import Callable, Iterator
+
+from pyvmm.cli.messages import complain
 
 ESCAPE = 0x01  # Ctrl-A, as in QEMU and screen
 HELP = "Ctrl-A x quits pyvmm, Ctrl-A Ctrl-A sends Ctrl-A, Ctrl-A h shows this"
@@ -74,5 +75,4 @@ def raw_terminal(fd: int = 0) -> Iterator[bool]:
 
 def say(text: str) -> None:
     """A line of pyvmm's own between the guest's output."""
-    sys.stderr.write(f"\n[pyvmm: {text}]\n")
-    sys.stderr.flush()
+    complain(f"\n[pyvmm: {text}]")

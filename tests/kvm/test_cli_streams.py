@@ -31,7 +31,8 @@ class TestSignals:
         assert not path.exists()
 
     @pytest.mark.parametrize(
-        ("number", "guest"), [(signal.SIGTERM, "sends for ever"), (signal.SIGTERM, "is done"), (signal.SIGINT, "is done")]
+        ("number", "guest"),
+        [(signal.SIGTERM, "sends for ever"), (signal.SIGTERM, "is done"), (signal.SIGINT, "is done")],
     )
     def test_it_ends_although_nobody_reads(self, tmp_path: Path, number: signal.Signals, guest: str) -> None:
         """A reader that looks afterwards gets what the pipe held."""
