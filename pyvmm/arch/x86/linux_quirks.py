@@ -31,7 +31,7 @@ ADDITIONS = (
              " told, since CPUID shows the hardware's features through", "emulated-cpl0"),
     # What these save, in millions of emulated instructions up to /init (tiny kernel, 128 MiB, one vCPU; 15 with all).
     Addition("initcall_blacklist=slab_late_init,param_sysfs_builtin_init",
-             "saves 3.9: the thousands of files of /sys/kernel/slab and /sys/module/*/parameters, which are not there then",
+             "saves 3.9: making thousands of files in /sys/kernel/slab and /sys/module/*/parameters (then missing)",
              "emulated-cpl0"),
     Addition("noreplace-smp",
              "saves 2.8: five thousand LOCK prefixes, each patched away through a mapping of its own", "emulated-cpl0"),
