@@ -6,6 +6,7 @@ On a host without the quirks this runs as well (the CPU does it all) and must en
 from __future__ import annotations
 
 import random
+import shlex
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -24,10 +25,10 @@ GUESTS = Path(__file__).parents[2] / "guests"
 SOURCES = Path(__file__).parent / "syscall_storm"
 ROUNDS = 2000
 STATUS_GOOD = 21
-CFLAGS = (
+CFLAGS = shlex.split(
     "-std=gnu11 -O2 -march=x86-64 -m64 -ffreestanding -fno-pie -fno-stack-protector -fcf-protection=none"
     " -fno-asynchronous-unwind-tables -fno-tree-loop-distribute-patterns -mgeneral-regs-only -mno-red-zone"
-).split()
+)
 
 
 def _build(folder: Path, *defines: str) -> str:
