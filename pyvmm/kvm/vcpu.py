@@ -45,8 +45,9 @@ class Vcpu(KvmFd):
         return int(lib.pv_vcpu_run(self.native))
 
     def kick(self) -> None:
-        """From any thread: make :meth:`run` return ``PV_EXIT_KICKED`` soon."""
-        lib.pv_vcpu_kick(self.native)
+        """From any thread: make :meth:`run` return ``PV_EXIT_KICKED`` soon. A closed vCPU needs none."""
+        if self.fd >= 0:
+            lib.pv_vcpu_kick(self.native)
 
     def close(self) -> None:
         """Unmap kvm_run and close the descriptor; no thread may be in :meth:`run`."""

@@ -90,8 +90,6 @@ def build_machine(config: MachineConfig, quirks: frozenset[str]) -> Machine:
             vcpu.set_cpuid(guest_cpuid(supported, apic_id=index, cpus=config.cpus, tsc_deadline=tsc_deadline))
             machine.add_vcpu(vcpu)
         machine.power_on()
-        # Threads must be gone before what they use: their end goes on the stack last.
-        stack.callback(machine.end_threads)
         machine.owned = stack.pop_all()
         return machine
 

@@ -334,15 +334,16 @@ class Machine:
 
     # -- the end --------------------------------------------------------------------------------
 
-    def end_threads(self) -> None:
-        """End all vCPU threads; the first thing :meth:`close` does."""
+    def close(self) -> None:
+        """End all vCPU threads, then give everything back.
+
+        DeadlineError if a thread does not end (a device keeps it): nothing is given back then, because the
+        thread still uses it. Calling again tries again.
+        """
         self._halt_watch.stop()
         self.backend.gate.hold_open(True)
         for thread in self.threads:
             thread.end()
-
-    def close(self) -> None:
-        """Give everything back."""
         self.owned.close()
 
     def __enter__(self) -> Self:

@@ -109,7 +109,7 @@ class VcpuThread:
             self._command = Command.END
             self._condition.notify_all()
             self.vcpu.kick()
-        if self._thread.ident is None:
+        if self._thread.ident is None:  # never started
             return
         deadline = time.monotonic() + PARK_DEADLINE
         while self._thread.is_alive():

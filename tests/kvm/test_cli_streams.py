@@ -38,7 +38,7 @@ class TestSignals:
         """A reader that looks afterwards gets what the pipe held."""
         end = {"sends for ever": JUMP_BACK, "is done": HLT_FOREVER}[guest]
         with Running("run", big_output(tmp_path, end), "--report", str(tmp_path / "report")) as vmm:
-            time.sleep(1.5)
+            time.sleep(1)
             vmm.process.send_signal(number)
             deadline = time.monotonic() + 12
             while vmm.process.poll() is None:

@@ -210,7 +210,7 @@ chip_accesses = st.builds(
     st.integers(0, 0xFFFFFFFF),
 )
 hostile = settings(
-    max_examples=20, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=15, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 

@@ -180,7 +180,7 @@ class TestPause:
 
         def story() -> None:
             nonlocal cycles
-            until = time.monotonic() + 1.5
+            until = time.monotonic() + 1.0
             while time.monotonic() < until:
                 call(machine, machine.pause)
                 seen = (echo.reads, echo.writes)
@@ -191,7 +191,7 @@ class TestPause:
 
         run_with(machine, story)
         assert echo.problems == []
-        assert cycles > 50 and echo.reads > 100
+        assert cycles > 20 and echo.reads > 50
 
     def test_an_idle_guest_can_be_paused(self, machine_of: Build) -> None:
         machine = machine_of(IDLE_FOREVER, cpus=2)
