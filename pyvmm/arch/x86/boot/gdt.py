@@ -11,6 +11,7 @@ from __future__ import annotations
 import struct
 
 from pyvmm.arch.x86.boot.entry import EntryMode
+from pyvmm.arch.x86.descriptor import cached_segment
 from pyvmm.kvm.state import Segment
 from pyvmm.memory.guest_memory import GuestMemory
 
@@ -43,19 +44,4 @@ def write_gdt(memory: GuestMemory, gpa: int, mode: EntryMode) -> None:
 
 def segment(mode: EntryMode, selector: int) -> Segment:
     """What the CPU caches after loading ``selector`` from the table."""
-    entry = descriptors(mode)[selector >> 3]
-    limit = entry & 0xFFFF | entry >> 32 & 0xF0000
-    granular = entry >> 55 & 1
-    return Segment(
-        base=entry >> 16 & 0xFFFFFF | entry >> 32 & 0xFF000000,
-        limit=limit << 12 | 0xFFF if granular else limit,
-        selector=selector,
-        type=entry >> 40 & 0xF,
-        s=entry >> 44 & 1,
-        dpl=entry >> 45 & 3,
-        present=entry >> 47 & 1,
-        avl=entry >> 52 & 1,
-        l=entry >> 53 & 1,
-        db=entry >> 54 & 1,
-        g=granular,
-    )
+    return cached_segment(descriptors(mode)[selector >> 3], selector)

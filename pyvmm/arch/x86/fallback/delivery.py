@@ -23,6 +23,7 @@ from pyvmm.arch.x86.control_registers import (
     is_canonical,
     long_mode,
 )
+from pyvmm.arch.x86.descriptor import cached_segment
 from pyvmm.arch.x86.fallback.context import Privilege
 from pyvmm.arch.x86.fallback.execution import Execution
 from pyvmm.arch.x86.fallback.operands import SIZE_MASK
@@ -133,7 +134,7 @@ class _Delivery:
         if (selector | 7) > table.limit or (selector & _TABLE and x.sregs.ldt.unusable):
             raise CpuFault(vector, selector & ~3)
         at = table.base + (selector & ~7)
-        return _segment(_system(x, at, 8), selector), at
+        return cached_segment(_system(x, at, 8), selector), at
 
     def _code_segment(self, selector: int) -> Segment:
         x = self.x
@@ -205,22 +206,3 @@ class _Delivery:
         if not stack.present:
             raise CpuFault(Vector.SS, selector & ~3)
         return stack
-
-
-def _segment(descriptor: int, selector: int) -> Segment:
-    """What the CPU caches of an 8-byte descriptor (SDM volume 3, section 3.4.5)."""
-    limit = descriptor & 0xFFFF | descriptor >> 32 & 0xF0000
-    granular = descriptor >> 55 & 1
-    return Segment(
-        base=descriptor >> 16 & 0xFFFFFF | descriptor >> 32 & 0xFF000000,
-        limit=limit << 12 | 0xFFF if granular else limit,
-        selector=selector,
-        type=descriptor >> 40 & 0xF,
-        s=descriptor >> 44 & 1,
-        dpl=descriptor >> 45 & 3,
-        present=descriptor >> 47 & 1,
-        avl=descriptor >> 52 & 1,
-        l=descriptor >> 53 & 1,
-        db=descriptor >> 54 & 1,
-        g=granular,
-    )
