@@ -57,12 +57,13 @@ def check_command_line(text: str) -> str:
 class ExecConsole:
     """Sees everything the guest writes to its console and picks out marker lines and output."""
 
-    def __init__(self, commands: list[str], write: Callable[[bytes], None]) -> None:
+    def __init__(self, commands: list[str], write: Callable[[bytes], None] | None = None) -> None:
         self.results = [CommandResult(command) for command in commands]
         self.init_at: float | None = None
         self.log = bytearray()
         """The console so far (its last part), for error messages."""
-        self._write = write
+        self.write: Callable[[bytes], None] = write or (lambda data: None)
+        """Gets the commands' output as it comes."""
         self._started = time.monotonic()
         self._line = bytearray()
         self._current: CommandResult | None = None
@@ -111,7 +112,7 @@ class ExecConsole:
     def _emit(self, data: bytes) -> None:
         if self._current is not None and data:
             self._current.output = (self._current.output + data)[-_LINE_MAX:]
-            self._write(data)
+            self.write(data)
 
 
 def _number(words: list[bytes]) -> int | None:

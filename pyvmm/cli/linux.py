@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from typing import TYPE_CHECKING, Any
 
 from pyvmm.arch.x86.linux_quirks import linux_additions, split_removals
@@ -18,13 +17,18 @@ from pyvmm.cli.machine_options import (
     resolve_quirks,
     run_machine,
 )
+from pyvmm.cli.messages import complain
 from pyvmm.errors import EXIT_REFUSED
 from pyvmm.machine.config import DEFAULT_MEMORY, DebugExitConfig, MachineConfig, parse_debug_exit, parse_size
+from pyvmm.machine.console_output import ConsoleOutput
 from pyvmm.machine.tiny_linux import find_initramfs, find_kernel
 
 if TYPE_CHECKING:
     from pyvmm.machine.ending import Ending
     from pyvmm.machine.machine import Machine
+
+
+STDOUT = 1
 
 
 def add_parser(subparsers: Any) -> None:
@@ -48,25 +52,28 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run it; the status of the process."""
-    out = sys.stdout.buffer
-
-    def write(data: bytes) -> None:
-        out.write(data)
-        out.flush()
-
-    console = ExecConsole(args.exec, write if not args.summary else lambda data: None)
+    console = ExecConsole(args.exec)
     config = config_of(args)
+    outputs: list[ConsoleOutput] = []
 
     def prepare(machine: Machine) -> None:
         machine.backend.observe = console
+        if args.exec and not args.summary:
+            # Through a writer of its own: a reader that stops must not stop the machine's loop.
+            outputs.append(ConsoleOutput(STDOUT, machine.backend.gate))
+            console.write = outputs[0]
         console.restart_clock()
 
-    ending, report = run_machine(config, args, prepare)
+    try:
+        ending, report = run_machine(config, args, prepare)
+    finally:
+        for output in outputs:
+            output.close()
     status = _status(args, ending)
     if args.exec and not console.began_all and ending.status == 0:
         # A command may well be `poweroff`; but Linux ending before it was run is a failure.
-        print("pyvmm: Linux ended before it ran all commands; its last words were:", file=sys.stderr)
-        print(bytes(console.log[-2000:]).decode(errors="replace"), file=sys.stderr)
+        last_words = bytes(console.log[-2000:]).decode(errors="replace")
+        complain(f"pyvmm: Linux ended before it ran all commands; its last words were:\n{last_words}")
         status = EXIT_REFUSED
     explain_ending(ending)
     if args.summary:
@@ -89,14 +96,14 @@ def config_of(args: argparse.Namespace) -> MachineConfig:
     return MachineConfig(
         image=kernel,
         name=args.name or "linux",
-        memory=parse_size(args.memory, "--memory") if args.memory else DEFAULT_MEMORY,
+        memory=parse_size(args.memory, "--memory") if args.memory is not None else DEFAULT_MEMORY,
         cpus=parse_cpus(args.smp),
         initrd=initramfs,
         append=" ".join(words),
         linux_additions=" ".join(additions),
         acpi=args.acpi,
         serial=serial,
-        debug_exit=parse_debug_exit(args.debug_exit) if args.debug_exit else DebugExitConfig(),
+        debug_exit=parse_debug_exit(args.debug_exit) if args.debug_exit is not None else DebugExitConfig(),
         timeout=parse_timeout(args.timeout),
         no_reboot=args.no_reboot,
         rng=args.rng,

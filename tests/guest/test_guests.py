@@ -128,5 +128,6 @@ def test_qemu_agrees(entry: GuestEntry) -> None:
             assert process.wait() == entry.status
     finally:
         deadline.cancel()
+        deadline.join(10)
         process.kill()
         process.communicate()

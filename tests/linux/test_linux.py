@@ -32,11 +32,12 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.Comple
         "printf 'no newline at the end'",
         "echo to stderr >&2; cat /nonexistent",
         "dd if=/dev/urandom of=/tmp/a bs=64k count=8 2>/dev/null; cp /tmp/a /tmp/b; cmp /tmp/a /tmp/b && echo same",
+        "cat /sys/class/misc/hw_random/rng_current; head -c 4096 /dev/hwrng | wc -c",
         "exit 7",
     ]
     arguments = [word for command in commands for word in ("--exec", command)]
     done = pyvmm(
-        "linux", "--smp", "2", "--timeout", str(BOOT_DEADLINE), "--report", str(report), *arguments,
+        "linux", "--smp", "2", "--rng", "--timeout", str(BOOT_DEADLINE), "--report", str(report), *arguments,
         timeout=BOOT_DEADLINE + 30,
     )  # fmt: skip
     return done, json.loads(report.read_text())
@@ -52,6 +53,12 @@ def test_two_cpus_and_the_clock_that_can_be_moved(
     session: tuple[subprocess.CompletedProcess[bytes], dict[str, object]],
 ) -> None:
     assert "\n2\nkvm-clock\n" in session[0].stdout.decode()
+
+
+def test_the_entropy_device_serves_the_kernel(
+    session: tuple[subprocess.CompletedProcess[bytes], dict[str, object]],
+) -> None:
+    assert "virtio_rng.0\n4096\n" in session[0].stdout.decode()
 
 
 def test_output_is_complete_and_nothing_of_the_kernel_is_in_it(
