@@ -30,12 +30,12 @@ packages:
 	  sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
 	  echo "installing:" $$missing; \
 	  $$sudo apt-get update -q && \
-	  DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -q -y --no-install-recommends $$missing; \
+	  $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; \
 	fi
 
 venv: .venv/.installed native
 
-.venv/.installed: pyproject.toml setup.py
+.venv/.installed: pyproject.toml setup.py | packages
 	python3 -m venv .venv
 	$(PYTHON) -m pip install -q --upgrade pip setuptools wheel cffi
 	$(PYTHON) -m pip install -q --no-build-isolation -e '.[dev]'

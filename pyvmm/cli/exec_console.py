@@ -89,6 +89,13 @@ class ExecConsole:
                 self._line.clear()
                 self._take(line)
 
+    def finish(self) -> None:
+        """The guest has ended: what is held back of a command that never reached its end is output, too."""
+        self._emit(self._held + bytes(self._line).replace(b"\r\n", b"\n"))
+        self._held = b""
+        self._line.clear()
+        self._current = None
+
     def _take(self, line: bytes) -> None:
         now = time.monotonic() - self._started
         if line.startswith(INIT_MARKER) and self.init_at is None:
@@ -104,6 +111,7 @@ class ExecConsole:
             self._current.ended = now
             # The script prints an empty line before the marker, so that it stands alone on its line.
             self._emit(self._held[:-1])
+            self._held = b""
             self._current = None
         elif self._current is not None:
             self._emit(self._held)

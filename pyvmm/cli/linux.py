@@ -6,6 +6,8 @@ import argparse
 import os
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from pyvmm.arch.x86.linux_quirks import linux_additions, split_removals
 from pyvmm.cli.exec_console import CommandResult, ExecConsole, check_command_line, exec_argument
 from pyvmm.cli.machine_options import (
@@ -18,17 +20,18 @@ from pyvmm.cli.machine_options import (
     run_machine,
 )
 from pyvmm.cli.messages import complain
-from pyvmm.errors import EXIT_REFUSED
+from pyvmm.errors import EXIT_REFUSED, ConfigError
 from pyvmm.machine.config import DEFAULT_MEMORY, DebugExitConfig, MachineConfig, parse_debug_exit, parse_size
 from pyvmm.machine.console_output import ConsoleOutput
+from pyvmm.machine.ending import Ending
 from pyvmm.machine.tiny_linux import find_initramfs, find_kernel
 
 if TYPE_CHECKING:
-    from pyvmm.machine.ending import Ending
     from pyvmm.machine.machine import Machine
 
 
 STDOUT = 1
+NOT_RUN = "commands-not-run"
 
 
 def add_parser(subparsers: Any) -> None:
@@ -54,39 +57,38 @@ def run(args: argparse.Namespace) -> int:
     """Run it; the status of the process."""
     console = ExecConsole(args.exec)
     config = config_of(args)
-    outputs: list[ConsoleOutput] = []
 
-    def prepare(machine: Machine) -> None:
+    def prepare(machine: Machine) -> ConsoleOutput | None:
         machine.backend.observe = console
-        if args.exec and not args.summary:
-            # Through a writer of its own: a reader that stops must not stop the machine's loop.
-            outputs.append(ConsoleOutput(STDOUT, machine.backend.gate))
-            console.write = outputs[0]
         console.restart_clock()
+        if not args.exec or args.summary:
+            return None
+        # Through a writer of its own: a reader that stops must not stop the machine's loop.
+        console.write = output = ConsoleOutput(STDOUT, machine.backend.gate)
+        return output
 
-    try:
-        ending, report = run_machine(config, args, prepare)
-    finally:
-        for output in outputs:
-            output.close()
-    status = _status(args, ending)
-    if args.exec and not console.began_all and ending.status == 0:
-        # A command may well be `poweroff`; but Linux ending before it was run is a failure.
+    def conclude(ending: Ending) -> Ending:
+        console.finish()
+        return _concluded(console, ending) if args.exec else ending
+
+    ending, report = run_machine(config, args, prepare, conclude)
+    if ending.kind == NOT_RUN:
         last_words = bytes(console.log[-2000:]).decode(errors="replace")
-        complain(f"pyvmm: Linux ended before it ran all commands; its last words were:\n{last_words}")
-        status = EXIT_REFUSED
+        complain(f"pyvmm: {ending.reason}; its last words were:\n{last_words}")
     explain_ending(ending)
     if args.summary:
         _print_summary(config, report, console)
-    return status
+    return ending.status
 
 
 def config_of(args: argparse.Namespace) -> MachineConfig:
     """The configuration that ``args`` ask for."""
+    if args.exec and args.debug_exit is not None:
+        raise ConfigError("--debug-exit cannot be moved with --exec: init reports the command's status there")
     kernel, initramfs = find_kernel(args.kernel), find_initramfs(args.initrd)
-    quirks = parse_quirks(args.quirks)
+    quirks = resolve_quirks(parse_quirks(args.quirks))
     words, removed = split_removals([*(args.append.split() if args.append else []), *args.kernel_args])
-    additions = linux_additions(resolve_quirks(quirks), removed, base=True)
+    additions = linux_additions(quirks, removed, base=True)
     if args.exec:
         words.append(exec_argument(args.exec))
     check_command_line(" ".join(additions + words))
@@ -105,17 +107,24 @@ def config_of(args: argparse.Namespace) -> MachineConfig:
         serial=serial,
         debug_exit=parse_debug_exit(args.debug_exit) if args.debug_exit is not None else DebugExitConfig(),
         timeout=parse_timeout(args.timeout),
-        no_reboot=args.no_reboot,
+        # A kernel that panics resets: without this it would boot and panic for ever, unseen.
+        no_reboot=args.no_reboot or bool(args.exec),
         rng=args.rng,
         quirks=quirks,
     )
 
 
-def _status(args: argparse.Namespace, ending: Ending) -> int:
-    """With --exec init hands the status over by debug-exit, unshifted."""
-    if args.exec and ending.kind == "debug-exit" and ending.value is not None:
-        return ending.value & 0xFF
-    return ending.status
+def _concluded(console: ExecConsole, ending: Ending) -> Ending:
+    """How the commands ended: init hands the last one's status over by debug-exit, unshifted.
+
+    A command may well be ``poweroff``; but Linux ending before it was run is a failure.
+    """
+    if ending.kind == "debug-exit" and ending.value is not None:
+        return msgspec.structs.replace(ending, status=ending.value & 0xFF)
+    if ending.status == 0 and ending.kind != "quit" and not console.began_all:
+        reason = f"Linux ended ({ending.kind}) before it ran all commands"
+        return Ending(kind=NOT_RUN, status=EXIT_REFUSED, reason=reason)
+    return ending
 
 
 def _print_summary(config: MachineConfig, report: dict[str, Any], console: ExecConsole) -> None:

@@ -15,6 +15,7 @@ from pyvmm.cli.messages import complain
 from pyvmm.errors import EXIT_GUEST_CRASHED, ConfigError
 from pyvmm.host.profile import QUIRKS
 from pyvmm.machine.config import MachineConfig
+from pyvmm.machine.console_output import FLUSH_DEADLINE, ConsoleOutput
 from pyvmm.machine.ending import Ending
 
 if TYPE_CHECKING:
@@ -88,23 +89,31 @@ def resolve_quirks(chosen: frozenset[str] | None) -> frozenset[str]:
 def run_machine(
     config: MachineConfig,
     args: argparse.Namespace,
-    prepare: Callable[[Machine], None] | None = None,
+    prepare: Callable[[Machine], ConsoleOutput | None] | None = None,
+    conclude: Callable[[Ending], Ending] | None = None,
 ) -> tuple[Ending, dict[str, Any]]:
-    """Build, run, report. Returns how it ended and the report (also when no ``--report`` was asked for)."""
+    """Build, run, report. Returns how it ended and the report (also when no ``--report`` was asked for).
+
+    ``prepare`` sees the machine before it runs and may return a further output, which is flushed and closed here.
+    ``conclude`` may give the ending another status and reason; the report has those.
+    """
     if args.trace:
         from pyvmm.trace import control
 
         for option in args.trace:
             control.enable_from_option(option)
     try:
-        return _run(config, args.report, prepare)
+        return _run(config, args.report, prepare, conclude)
     finally:
         if args.trace:
             control.close_all()
 
 
 def _run(
-    config: MachineConfig, report_path: str | None, prepare: Callable[[Machine], None] | None
+    config: MachineConfig,
+    report_path: str | None,
+    prepare: Callable[[Machine], ConsoleOutput | None] | None,
+    conclude: Callable[[Ending], Ending] | None,
 ) -> tuple[Ending, dict[str, Any]]:
     from pyvmm.cli.terminal import EscapeKeys, raw_terminal, say
     from pyvmm.machine.builder import build_machine, install_kick_signal
@@ -113,26 +122,35 @@ def _run(
         _check_writable(report_path)
     quirks = resolve_quirks(config.quirks)
     install_kick_signal()
-    with build_machine(config, quirks) as machine:
-        if prepare is not None:
-            prepare(machine)
+    with build_machine(config, quirks) as machine, contextlib.ExitStack() as outputs:
+        further = prepare(machine) if prepare is not None else None
+        if further is not None:
+            outputs.callback(further.close)
 
         def quit_() -> None:
             machine.request_end(Ending(kind="quit", reason="quit from the console"))
+
+        def flushed(seconds: float) -> bool:
+            return machine.backend.flush(seconds) and (further is None or further.flush(seconds))
 
         with _ending_signals(machine) as signalled:
             with contextlib.ExitStack() as stack:
                 if config.serial == "stdio" and stack.enter_context(raw_terminal()):
                     machine.backend.filter_input = EscapeKeys(quit_, say)
+                    machine.backend.interactive = True
                 ending = machine.run()
             seconds = time.monotonic() - machine.started_at
-            if config.serial == "stdio" and ending.kind not in ("quit", "timeout"):
+            if conclude is not None:
+                ending = conclude(ending)
+            if (config.serial == "stdio" or further is not None) and ending.kind not in ("quit", "timeout"):
                 # As with any program in a pipe, its reader may take its time; until somebody loses patience.
-                while not machine.backend.flush(0.1) and not signalled:
+                while not flushed(0.1) and not signalled:
                     pass
                 ending = signalled[0] if signalled else ending
             else:
-                machine.backend.flush()
+                flushed(FLUSH_DEADLINE)
+        if further is not None and further.problem is not None:
+            complain(f"pyvmm: output is incomplete: {further.problem}")
         if machine.backend.problem is not None:
             complain(f"pyvmm: --serial {config.serial}: output is incomplete: {machine.backend.problem}")
         report = _report(machine, ending, seconds)

@@ -61,7 +61,7 @@ def config_of(args: argparse.Namespace) -> MachineConfig:
     load_address = None
     if args.load_address is not None:
         load_address = parse_number(args.load_address, "--load-address", maximum=0xFFFFF)
-    quirks = parse_quirks(args.quirks)
+    quirks = resolve_quirks(parse_quirks(args.quirks))
     append = args.append if args.append is not None else (guest.append if guest else "")
     words, removed = split_removals(append.split(" ")) if append else ([], [])
     return MachineConfig(
@@ -71,7 +71,7 @@ def config_of(args: argparse.Namespace) -> MachineConfig:
         cpus=parse_cpus(args.smp) if args.smp is not None else (guest.cpus if guest else 1),
         initrd=args.initrd,
         append=" ".join(words),
-        linux_additions=" ".join(linux_additions(resolve_quirks(quirks), removed, base=False)),
+        linux_additions=" ".join(linux_additions(quirks, removed, base=False)),
         load_address=load_address,
         guest_decompress=args.guest_decompress,
         acpi=not args.no_acpi,

@@ -95,7 +95,7 @@ def build_machine(config: MachineConfig, quirks: frozenset[str]) -> Machine:
 
 
 def _prepare_vm(vm: Vm, quirks: frozenset[str]) -> None:
-    if vm.check_extension("KVM_CAP_EXIT_ON_EMULATION_FAILURE"):
+    if "instruction-fallback" in quirks and vm.check_extension("KVM_CAP_EXIT_ON_EMULATION_FAILURE"):
         # Otherwise KVM queues #UD for the guest before we hear of an instruction it does not know.
         vm.enable_cap("KVM_CAP_EXIT_ON_EMULATION_FAILURE", 1)
     user_entry.prepare_vm(vm, quirks)

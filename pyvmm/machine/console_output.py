@@ -27,13 +27,15 @@ class OutputGate:
 
     def __init__(self) -> None:
         self.full = False
+        self._sources: set[int] = set()
         self._condition = threading.Condition()
         self._open = False
 
-    def set_full(self, full: bool) -> None:
-        """Called by the output whenever it fills up or has room again."""
+    def set_full(self, source: object, full: bool) -> None:
+        """Called by each output whenever it fills up or has room again; the gate is shut while any is full."""
         with self._condition:
-            self.full = full
+            (self._sources.add if full else self._sources.discard)(id(source))
+            self.full = bool(self._sources)
             self._condition.notify_all()
 
     def hold_open(self, on: bool) -> None:
@@ -61,6 +63,7 @@ class ConsoleOutput:
         self._gate = gate
         self._buffer = bytearray()
         self._condition = threading.Condition()
+        self._full = False
         self._closing = False
         self._broken = False
         self._writing = False
@@ -76,9 +79,13 @@ class ConsoleOutput:
             if self._broken or self._closing:
                 return
             self._buffer += data
-            if len(self._buffer) >= _LIMIT and not self._gate.full:
-                self._gate.set_full(True)
+            if len(self._buffer) >= _LIMIT and not self._full:
+                self._set_full(True)
             self._condition.notify_all()
+
+    def _set_full(self, full: bool) -> None:
+        self._full = full
+        self._gate.set_full(self, full)
 
     def flush(self, seconds: float = FLUSH_DEADLINE) -> bool:
         """Wait until all is written; ``False`` once nothing went out for ``seconds``."""
@@ -119,8 +126,8 @@ class ConsoleOutput:
                     return
                 piece = bytes(self._buffer[:65536])
                 del self._buffer[: len(piece)]
-                if self._gate.full and len(self._buffer) < _REOPEN:
-                    self._gate.set_full(False)
+                if self._full and len(self._buffer) < _REOPEN:
+                    self._set_full(False)
                 self._writing = True
                 self._condition.notify_all()
             if not self._write(piece):
@@ -128,7 +135,7 @@ class ConsoleOutput:
                     self._broken = True
                     self._writing = False
                     self._buffer.clear()
-                    self._gate.set_full(False)
+                    self._set_full(False)
                     self._condition.notify_all()
                 return
 

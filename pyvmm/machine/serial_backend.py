@@ -14,6 +14,7 @@ from pyvmm.machine.console_output import FLUSH_DEADLINE, ConsoleOutput, OutputGa
 from pyvmm.machine.event_loop import EventLoop
 
 _READ = 4096
+_PENDING_MAX = 65536  # typed at a guest that does not listen: what is beyond is dropped
 
 
 class SerialBackend:
@@ -30,6 +31,8 @@ class SerialBackend:
         self._pending = b""
         self.observe: Callable[[bytes], None] | None = None
         """Sees all output as well; must be quick."""
+        self.interactive = False
+        """Input is read at once, whatever the guest takes: escape keys must work when it takes nothing."""
         self.filter_input: Callable[[bytes], bytes] = lambda data: data
         """Sees all input first; the interactive console takes its escape keys out here."""
 
@@ -88,7 +91,9 @@ class SerialBackend:
         if not data:
             self._ended()
             return
-        self._pending += self.filter_input(data)
+        data = self.filter_input(data)
+        if len(self._pending) < _PENDING_MAX:
+            self._pending += data
         self._feed()
 
     def _ended(self) -> None:
@@ -108,7 +113,7 @@ class SerialBackend:
                 break
             self._pending = self._pending[taken:]
         # Not reading while input is pending leaves the rest in the kernel's buffer: flow control for free.
-        if self._input >= 0:
+        if self._input >= 0 and not self.interactive:
             self._loop.remove_reader(self._input)
             if not self._pending:
                 self._loop.add_reader(self._input, self._readable)

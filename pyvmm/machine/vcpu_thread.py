@@ -27,6 +27,7 @@ PARK_DEADLINE = 5.0
 _IO = lib.PV_EXIT_IO
 _MMIO = lib.PV_EXIT_MMIO
 _KICKED = lib.PV_EXIT_KICKED
+_ERRNO = lib.PV_EXIT_ERRNO
 
 
 class Command(enum.Enum):
@@ -185,6 +186,9 @@ class VcpuThread:
             else:
                 T.vcpu_exit.on and T.vcpu_exit(self.vcpu.index, kind, exit_.reason)
                 self._on_exit(self, kind)
+                if kind == _ERRNO and self._command is not running:
+                    # KVM_RUN itself fails, so there is no access to complete and it would only fail again.
+                    return
             if gate.full:
                 # Waiting with KVM's ring held would make everybody who wants it wait for the console, too.
                 lib.pv_vcpu_release_ring(native)

@@ -218,9 +218,12 @@ int pv_vcpu_settle_user_entry(struct pv_vcpu *vcpu)
 		return ioctl(vcpu->fd, KVM_SET_REGS, &regs) < 0 ? -1 : 1;
 	}
 	if (regs.rip == e->ud_handler) {
-		if (!pv_finish_int(vcpu, &sregs, &regs))
+		if (pv_finish_int(vcpu, &sregs, &regs))
+			vcpu->interrupts++;
+		else if (pv_finish_hypercall(vcpu, &sregs, &regs))
+			vcpu->hypercalls++;
+		else
 			return 0;
-		vcpu->interrupts++;
 		return ioctl(vcpu->fd, KVM_SET_REGS, &regs) < 0 ? -1 : 1;
 	}
 	if (regs.rip != e->lstar || (sregs.cs.selector & 3) != 3)

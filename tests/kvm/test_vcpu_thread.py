@@ -17,3 +17,17 @@ def test_parking_again_before_the_thread_woke_up_is_not_lost(machine_of: Callabl
         thread.request_park()
         thread.wait_parked(time.monotonic() + 5)
         assert thread.parked
+
+
+def test_a_vcpu_that_kvm_refuses_to_run_ends_the_guest_in_order(machine_of: Callable[..., Machine]) -> None:
+    """Not with a thread that fails for ever and a deadline that passes."""
+    machine = machine_of(b"\xeb\xfe")
+    native = machine.vcpus[0].native
+    fd = native.fd
+    native.fd = -1  # every KVM_RUN fails with EBADF
+    try:
+        ending = machine.run()
+        assert (ending.kind, ending.status) == ("vcpu-error", 126)
+        assert "Bad file descriptor" in ending.reason
+    finally:
+        native.fd = fd

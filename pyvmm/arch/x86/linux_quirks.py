@@ -56,5 +56,13 @@ def linux_additions(quirks: frozenset[str], without: list[str], *, base: bool) -
 
 
 def split_removals(words: list[str]) -> tuple[list[str], list[str]]:
-    """(words to add, prefixes to leave out): ``-NAME`` removes pyvmm's addition that starts with NAME."""
-    return [w for w in words if not w.startswith("-")], [w[1:] for w in words if w.startswith("-")]
+    """(words to add, prefixes to leave out): ``-NAME`` removes pyvmm's addition that starts with NAME.
+
+    Other words that start with ``-`` are the guest's own, and so is everything behind a ``--``.
+    """
+    end = words.index("--") if "--" in words else len(words)
+    removals = [
+        w for w in words[:end] if len(w) > 1 and w[0] == "-" and any(a.text.startswith(w[1:]) for a in ADDITIONS)
+    ]
+    kept = [w for w in words[:end] if w not in removals] + words[end:]
+    return kept, [w[1:] for w in removals]

@@ -63,3 +63,12 @@ def test_too_long_a_command_line_says_by_how_much() -> None:
 def test_a_nul_in_a_command_is_refused() -> None:
     with pytest.raises(ConfigError, match="NUL"):
         exec_argument(["a\0b"])
+
+
+def test_output_of_a_command_that_never_ended_is_not_lost() -> None:
+    written: list[bytes] = []
+    console = ExecConsole(["echo hello; poweroff"], written.append)
+    console(b"pyvmm: init\r\npyvmm: command begin 0\r\nhello\r\nno newline")
+    console.finish()
+    assert b"".join(written) == b"hello\nno newline"
+    assert console.results[0].status is None

@@ -58,7 +58,7 @@ def test_the_gate_closes_while_nobody_reads_and_opens_when_somebody_does() -> No
 
 def test_a_gate_held_open_lets_everybody_through() -> None:
     gate = OutputGate()
-    gate.set_full(True)
+    gate.set_full(gate, True)
     gate.hold_open(True)
     gate.wait()
 
@@ -112,3 +112,14 @@ def _drain(fd: int) -> None:
     while os.read(fd, 65536):
         pass
     os.close(fd)
+
+
+def test_one_output_with_room_does_not_open_the_gate_that_another_shut() -> None:
+    gate = OutputGate()
+    one, two = object(), object()
+    gate.set_full(one, True)
+    gate.set_full(two, True)
+    gate.set_full(two, False)
+    assert gate.full
+    gate.set_full(one, False)
+    assert not gate.full

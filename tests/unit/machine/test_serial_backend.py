@@ -219,3 +219,22 @@ def test_a_stale_socket_is_replaced_and_another_file_is_not(loop: EventLoop, tmp
     with pytest.raises(ConfigError):
         SocketSerialBackend(loop, str(path))
     assert path.read_text() == "precious"
+
+
+def test_escape_keys_are_seen_when_the_guest_takes_no_input(loop: EventLoop) -> None:
+    """A hung guest with a full receiver must not take the way out away."""
+    seen: list[bytes] = []
+    backend = SerialBackend(loop, None)
+    backend.interactive = True
+    backend.filter_input = lambda data: seen.append(data) or data  # type: ignore[func-returns-value]
+    serial = Serial(backend.output)
+    backend.attach(serial)
+    out, into = os.pipe()
+    backend.read_from(out)
+    for piece in (b"abc", b"def", b"\x01x"):
+        os.write(into, piece)
+        loop.run_once(1)
+    assert b"".join(seen) == b"abcdef\x01x"
+    backend.close()
+    os.close(out)
+    os.close(into)

@@ -1,6 +1,6 @@
 """Instructions that the host's KVM cannot carry out, carried out here.
 
-On a host whose KVM emulates guest kernel code (see ``docs/``), KVM_RUN ends with KVM_INTERNAL_ERROR_EMULATION
+On a host whose KVM emulates guest kernel code (a PVM host), KVM_RUN ends with KVM_INTERNAL_ERROR_EMULATION
 at an instruction its emulator does not know. :func:`emulate` decodes that instruction and does what the CPU
 would: registers, flags, memory, and the exceptions it raises. Family by family: ``integer``, ``xstate``,
 ``x87``, ``vector``, ``system``.

@@ -97,7 +97,7 @@ class KvmContext(CpuContext):
         """KVM_SET_XCRS, read back: a host may accept a value and ignore it."""
         self._vcpu.set_xcrs({_XCR0: value})
         if self.get_xcr0() != value:
-            raise HostError(f"this host's KVM ignores XCR0 = {value:#x}; boot the guest with noxsave")
+            raise HostError(f"this host's KVM ignores XCR0 = {value:#x}; vector registers cannot be kept apart on it")
 
     def get_msr(self, index: int) -> int:
         """KVM_GET_MSRS of one register."""

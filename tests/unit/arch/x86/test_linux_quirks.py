@@ -53,3 +53,8 @@ def test_no_option_is_given_twice_and_all_fit() -> None:
     assert len(names(words)) == len(words)
     # COMMAND_LINE_SIZE is 2048; most of it is the user's.
     assert len(" ".join(words)) < 600
+
+
+def test_words_that_only_look_like_removals_are_the_guests_own() -> None:
+    words = ["init=/x", "-foo", "-quiet", "--", "-quiet", "-v"]
+    assert split_removals(words) == (["init=/x", "-foo", "--", "-quiet", "-v"], ["quiet"])
