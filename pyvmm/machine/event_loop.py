@@ -45,12 +45,7 @@ class EventLoop:
         self._lock = threading.RLock()
         self._stopped = False
         self._closed = False
-        self._selector.register(self._wake, selectors.EVENT_READ, self._drain_wake)
-
-    @property
-    def wake_fd(self) -> int:
-        """A descriptor that, written to (8 bytes), makes the loop look around."""
-        return self._wake
+        self._selector.register(self._wake, selectors.EVENT_READ, lambda: clear_eventfd(self._wake))
 
     def add_reader(self, fd: int, callback: Callback) -> None:
         """Call ``callback`` whenever ``fd`` is readable or hung up."""
@@ -115,6 +110,8 @@ class EventLoop:
         self._selector.close()
         os.close(self._wake)
 
-    def _drain_wake(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self._wake)
+
+def clear_eventfd(fd: int) -> None:
+    """Take a non-blocking eventfd's count back to zero; harmless when it is."""
+    with contextlib.suppress(BlockingIOError):
+        os.eventfd_read(fd)

@@ -30,7 +30,7 @@ from pyvmm.kvm.vm import IRQCHIPS, Vm
 from pyvmm.machine.config import MachineConfig
 from pyvmm.machine.crash_report import crash_report
 from pyvmm.machine.ending import Ending, crashed, timed_out
-from pyvmm.machine.event_loop import EventLoop
+from pyvmm.machine.event_loop import EventLoop, clear_eventfd
 from pyvmm.machine.exit_handler import ExitHandler
 from pyvmm.machine.halt_watch import HaltWatch, cannot_wake
 from pyvmm.machine.run_state import RunState, RunStateTracker
@@ -322,7 +322,7 @@ class Machine:
 
         def tick() -> None:
             nonlocal watching
-            _read_eventfd(event)  # before draining: a byte that comes later signals again
+            clear_eventfd(event)  # before draining: a byte that comes later signals again
             if not self.backend.gate.full:
                 self.collector.drain_ring()
             if not watching:
@@ -379,10 +379,3 @@ class Machine:
         except PyvmmError as error:
             facts = {"cpu": thread.vcpu.index, "problem": str(error)}
         self.request_end(crashed(kind, reason, facts))
-
-
-def _read_eventfd(fd: int) -> None:
-    import os
-
-    with contextlib.suppress(BlockingIOError):
-        os.eventfd_read(fd)

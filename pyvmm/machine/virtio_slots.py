@@ -26,7 +26,7 @@ from pyvmm.devices.device import Device, IrqLine
 from pyvmm.errors import ConfigError
 from pyvmm.kvm.vm import Vm
 from pyvmm.machine.config import MachineConfig
-from pyvmm.machine.event_loop import EventLoop
+from pyvmm.machine.event_loop import EventLoop, clear_eventfd
 from pyvmm.machine.machine import Machine
 from pyvmm.virtio.device import VirtioDevice
 from pyvmm.virtio.mmio import QUEUE_NOTIFY, WINDOW, VirtioMmio
@@ -140,6 +140,5 @@ def _eventfd(stack: contextlib.ExitStack) -> int:
 
 
 def _answer(fd: int, serve: Callable[[int], None], queue: int) -> None:
-    with contextlib.suppress(BlockingIOError):
-        os.eventfd_read(fd)
+    clear_eventfd(fd)
     serve(queue)
