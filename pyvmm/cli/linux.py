@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from pyvmm.arch.x86.linux_quirks import linux_additions, split_removals
+from pyvmm.cli.device_options import devices_of
 from pyvmm.cli.exec_console import CommandResult, ExecConsole, check_command_line, exec_argument
 from pyvmm.cli.machine_options import (
     add_machine_options,
@@ -109,7 +110,7 @@ def config_of(args: argparse.Namespace) -> MachineConfig:
         timeout=parse_timeout(args.timeout),
         # A kernel that panics resets: without this it would boot and panic for ever, unseen.
         no_reboot=args.no_reboot or bool(args.exec),
-        rng=args.rng,
+        devices=devices_of(args),
         quirks=quirks,
     )
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pyvmm import __version__
+from pyvmm.cli.device_options import add_device_options
 from pyvmm.cli.messages import complain
 from pyvmm.errors import EXIT_GUEST_CRASHED, ConfigError
 from pyvmm.host.profile import QUIRKS
@@ -35,7 +36,7 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     add("--timeout", metavar="S", help="end the guest after S seconds, status 124")
     add("--no-reboot", action="store_true", help="end instead of restarting when the guest resets")
     add("--no-acpi", action="store_true", help="do not hand ACPI tables to the guest")
-    add("--rng", action="store_true", help="give the guest a virtio entropy device")
+    add_device_options(parser)
     add("--name", metavar="NAME", help="name of the machine")
     add("--report", metavar="FILE", help="write how it ended to FILE, as JSON")
     add("--trace", metavar="PATTERN", action="append", default=[],

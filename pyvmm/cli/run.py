@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from pyvmm.arch.x86.linux_quirks import linux_additions, split_removals
+from pyvmm.cli.device_options import devices_of
 from pyvmm.cli.machine_options import (
     add_machine_options,
     explain_ending,
@@ -79,7 +80,7 @@ def config_of(args: argparse.Namespace) -> MachineConfig:
         debug_exit=parse_debug_exit(args.debug_exit) if args.debug_exit is not None else DebugExitConfig(),
         timeout=parse_timeout(args.timeout) if args.timeout is not None else (guest.timeout if guest else None),
         no_reboot=args.no_reboot,
-        rng=args.rng,
+        devices=devices_of(args),
         quirks=quirks,
     )
 

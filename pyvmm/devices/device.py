@@ -51,6 +51,12 @@ class Device:
         """Back to the power-on state."""
         raise NotImplementedError(f"reset is not implemented for {type(self).__name__}")
 
+    def pause(self) -> None:
+        """The machine stands still: touch guest memory no more, finish what is under way. Most devices only answer."""
+
+    def resume(self) -> None:
+        """The machine goes on; follows a :meth:`pause`."""
+
     def save(self) -> dict[str, Any]:
         """Everything :meth:`load` needs to go on exactly here."""
         raise NotImplementedError(f"save is not implemented for {type(self).__name__}")

@@ -58,7 +58,7 @@ def build_machine(config: MachineConfig, quirks: frozenset[str]) -> Machine:
 
     Raises ConfigError, ImageError or HostError; nothing is left open then.
     """
-    if config.virtio_devices:
+    if config.devices:
         from pyvmm.machine import virtio_slots  # its imports cost every start some milliseconds
 
         config = virtio_slots.announce_slots(config)
@@ -81,7 +81,7 @@ def build_machine(config: MachineConfig, quirks: frozenset[str]) -> Machine:
             collector=collector, backend=backend,
         )  # fmt: skip
         machine.devices.extend(_build_devices(machine, backend, collector))
-        if config.virtio_devices:
+        if config.devices:
             machine.devices.extend(virtio_slots.build_slots(machine, stack))
         supported = user_entry.offer_no_hypercalls(system.supported_cpuid(), quirks)
         tsc_deadline = bool(system.check_extension("KVM_CAP_TSC_DEADLINE_TIMER"))

@@ -8,6 +8,7 @@ import msgspec
 
 from pyvmm.arch.x86 import layout
 from pyvmm.errors import ConfigError
+from pyvmm.machine.device_config import DeviceConfig
 
 MAX_CPUS = 64
 MIN_MEMORY = 1 << 20
@@ -39,8 +40,8 @@ class MachineConfig(msgspec.Struct, frozen=True, kw_only=True):
     acpi: bool = True
     acpi_devices: tuple[bytes, ...] = ()
     """AML of devices that the builder adds; put into the DSDT."""
-    rng: bool = False
-    """A virtio entropy device."""
+    devices: tuple[DeviceConfig, ...] = ()
+    """Virtio devices, in the order of their slots."""
     serial: str = "stdio"
     """``stdio``, ``stderr``, ``null``, ``file:PATH`` or ``unix:PATH``."""
     debug_exit: DebugExitConfig = DebugExitConfig()
@@ -48,11 +49,6 @@ class MachineConfig(msgspec.Struct, frozen=True, kw_only=True):
     no_reboot: bool = False
     quirks: frozenset[str] | None = None
     """``None``: what the host profile asks for."""
-
-    @property
-    def virtio_devices(self) -> tuple[str, ...]:
-        """Names of the virtio devices, in the order of their slots."""
-        return ("rng",) if self.rng else ()
 
     def __post_init__(self) -> None:
         if not MIN_MEMORY <= self.memory <= MAX_MEMORY or self.memory % 4096:

@@ -86,6 +86,7 @@ class Machine:
         self.resets = 0
         self.started_at = 0.0
         self._run_state = RunStateTracker()
+        self._devices_paused = False
         self._requests = 0
         # Re-entrant: a signal handler may interrupt the loop's thread while that holds it.
         self._request_lock = threading.RLock()
@@ -167,6 +168,7 @@ class Machine:
             self._park_all()
             for vcpu in self.vcpus:
                 vcpu.settle_user_entry()
+            self._pause_devices(True)
         self._run_state.change(new_state)
 
     def resume(self) -> None:
@@ -174,6 +176,7 @@ class Machine:
         if self.ending is not None:
             raise StateError("the guest has ended; only a reset brings it back")
         self._run_state.change(RunState.RUNNING)
+        self._pause_devices(False)
         self._let_run()
 
     def _let_run(self) -> None:
@@ -182,6 +185,16 @@ class Machine:
             if self.run_state is RunState.RUNNING and not self._requests:
                 for thread in self.threads:
                     thread.resume()
+
+    def _pause_devices(self, paused: bool) -> None:
+        if paused == self._devices_paused:
+            return
+        self._devices_paused = paused
+        for device in self.devices:
+            if paused:
+                device.pause()
+            else:
+                device.resume()
 
     def _park_all(self) -> None:
         self.backend.gate.hold_open(True)
@@ -253,6 +266,7 @@ class Machine:
             return
         self._halt_watch.stop()
         self._park_all()
+        self._pause_devices(True)  # what the guest gave to a disk gets there
         self.collector.drain_ring()
         if ending.kind == "timeout":
             # Where a guest hangs is what its owner will want to know.

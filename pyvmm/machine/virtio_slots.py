@@ -1,14 +1,16 @@
 """Where virtio transports sit in the machine, and what leads to and from them.
 
-Slot ``i`` has 4 KiB at ``VIRTIO_MMIO + i * 0x1000`` and GSI ``IRQ_VIRTIO_FIRST + i``. Slots stop at GSI 15: the MP
-table describes the ISA pins, and a kernel without ACPI knows no others.
+Slot ``i`` has 4 KiB at ``VIRTIO_MMIO + i * 0x1000`` and GSI ``IRQS_VIRTIO[i]``. There are as many as there are free
+ISA pins: the MP table describes these, and a kernel without ACPI knows no others.
 
 Doorbells: KVM turns a write of ``i`` to QueueNotify into a signal on queue ``i``'s event descriptor, and the machine's
-loop serves the queue. Without ioeventfd the write is an exit, and the transport signals the same descriptor.
+loop, or a thread of the device's own, serves the queue. Without ioeventfd the write is an exit, and the transport
+signals the same descriptor.
 
 Interrupts are edges, active high: what a kernel takes an ISA pin for when only the command line names the device,
 what the MP table says of these pins, and what the DSDT says, too. An irqfd is a pulse, which is an edge; a level would
-need a resampling irqfd and one more exit for each interrupt.
+need a resampling irqfd and one more exit for each interrupt. Where KVM has no irqfd, the loop turns the signal into
+two ioctls.
 """
 
 from __future__ import annotations
@@ -16,34 +18,28 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+from collections import Counter
 from collections.abc import Callable
 
 import msgspec
 
 from pyvmm.arch.x86 import layout
 from pyvmm.arch.x86.boot.aml import virtio_mmio_device
-from pyvmm.devices.device import Device, IrqLine
+from pyvmm.devices.device import Device
 from pyvmm.errors import ConfigError
 from pyvmm.kvm.vm import Vm
 from pyvmm.machine.config import MachineConfig
 from pyvmm.machine.event_loop import EventLoop, clear_eventfd
 from pyvmm.machine.machine import Machine
-from pyvmm.virtio.device import VirtioDevice
+from pyvmm.machine.virtio_makers import make_device
 from pyvmm.virtio.mmio import QUEUE_NOTIFY, WINDOW, VirtioMmio
-from pyvmm.virtio.rng import VirtioRng
 
-SLOTS = 16 - layout.IRQ_VIRTIO_FIRST
+SLOTS = len(layout.IRQS_VIRTIO)
 
 
 def slot_of(index: int) -> tuple[int, int]:
     """(GPA, GSI) of slot ``index``."""
-    return layout.VIRTIO_MMIO + index * layout.VIRTIO_MMIO_SIZE, layout.IRQ_VIRTIO_FIRST + index
-
-
-MAKERS: dict[str, Callable[[Machine], VirtioDevice]] = {
-    "rng": lambda machine: VirtioRng(machine.vm.native),
-}
-"""How each of ``MachineConfig.virtio_devices`` is made."""
+    return layout.VIRTIO_MMIO + index * layout.VIRTIO_MMIO_SIZE, layout.IRQS_VIRTIO[index]
 
 
 def announce_slots(config: MachineConfig) -> MachineConfig:
@@ -51,10 +47,10 @@ def announce_slots(config: MachineConfig) -> MachineConfig:
 
     With ACPI tables they are in the DSDT (LNRO0005), else on Linux's command line.
     """
-    names = config.virtio_devices
-    if len(names) > SLOTS:
-        raise ConfigError(f"{len(names)} virtio devices: the machine has room for {SLOTS}")
-    slots = [slot_of(index) for index in range(len(names))]
+    count = len(config.devices)
+    if count > SLOTS:
+        raise ConfigError(f"{count} virtio devices: the machine has room for {SLOTS}")
+    slots = [slot_of(index) for index in range(count)]
     if config.acpi:
         entries = (virtio_mmio_device(i, gpa, layout.VIRTIO_MMIO_SIZE, gsi) for i, (gpa, gsi) in enumerate(slots))
         return msgspec.structs.replace(config, acpi_devices=tuple(entries))
@@ -66,12 +62,18 @@ def build_slots(machine: Machine, stack: contextlib.ExitStack) -> list[Device]:
     """The transports, claimed on the memory bus and wired; ``stack`` gives back what they need."""
     assert WINDOW == layout.VIRTIO_MMIO_SIZE
     built: list[Device] = []
-    for index, name in enumerate(machine.config.virtio_devices):
+    of_a_kind: Counter[str] = Counter()
+    for index, config in enumerate(machine.config.devices):
         gpa, gsi = slot_of(index)
-        device = MAKERS[name](machine)
+        device = make_device(machine, config)
         bells = Doorbells(machine.loop, len(device.queues), stack)
-        transport = VirtioMmio(device, _line(machine.vm, gsi, stack), bells.ring)
-        bells.answer(transport.serve)
+        number = of_a_kind[device.name]
+        of_a_kind[device.name] += 1
+        section_id = f"{device.name}-{number}" if number else device.name
+        transport = VirtioMmio(device, _signal(machine, gsi, stack), bells.ring, section_id=section_id)
+        stack.callback(device.close)  # before its descriptors are
+        if not device.take_doorbells(bells.fds, transport.interrupt):
+            bells.answer(transport.serve)
         if machine.vm.check_extension("KVM_CAP_IOEVENTFD"):
             for queue, fd in enumerate(bells.fds):
                 machine.vm.ioeventfd(fd, gpa + QUEUE_NOTIFY, 4, datamatch=queue)
@@ -99,38 +101,21 @@ class Doorbells:
             self._stack.callback(self._loop.remove_reader, fd)
 
 
-class IrqfdLine:
-    """An edge-triggered line behind an irqfd: every ``True`` is a pulse."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-
-    def set_level(self, level: bool) -> None:
-        """Signal on ``True``; an edge has no end to tell of."""
-        if level:
-            os.eventfd_write(self._fd, 1)
-
-
-class PulsedLine:
-    """The same where KVM has no irqfd: two ioctls."""
-
-    def __init__(self, vm: Vm, gsi: int) -> None:
-        self._vm = vm
-        self._gsi = gsi
-
-    def set_level(self, level: bool) -> None:
-        """Pulse on ``True``."""
-        if level:
-            self._vm.irq_line(self._gsi, 1)
-            self._vm.irq_line(self._gsi, 0)
-
-
-def _line(vm: Vm, gsi: int, stack: contextlib.ExitStack) -> IrqLine:
-    if not vm.check_extension("KVM_CAP_IRQFD"):
-        return PulsedLine(vm, gsi)
+def _signal(machine: Machine, gsi: int, stack: contextlib.ExitStack) -> int:
+    """An eventfd that pulses pin ``gsi`` whenever something is added to it."""
     fd = _eventfd(stack)
-    vm.irqfd(fd, gsi)
-    return IrqfdLine(fd)
+    if machine.vm.check_extension("KVM_CAP_IRQFD"):
+        machine.vm.irqfd(fd, gsi)
+    else:
+        machine.loop.add_reader(fd, functools.partial(_pulse, machine.vm, gsi, fd))
+        stack.callback(machine.loop.remove_reader, fd)
+    return fd
+
+
+def _pulse(vm: Vm, gsi: int, fd: int) -> None:
+    clear_eventfd(fd)
+    vm.irq_line(gsi, 1)
+    vm.irq_line(gsi, 0)
 
 
 def _eventfd(stack: contextlib.ExitStack) -> int:

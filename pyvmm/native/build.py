@@ -14,18 +14,19 @@ from cffi import FFI
 HERE = Path(__file__).resolve().parent
 SOURCES = [
     "kvm_ioctl.c", "vcpu_run.c", "coalesced_ring.c", "guest_memory.c", "dirty_bitmap.c", "user_entry.c",
-    "exception_frame.c", "virtqueue.c",
+    "exception_frame.c", "virtqueue.c", "virtio_interrupt.c",
 ]  # fmt: skip
-CDEFS = ["kvm_api.cdef.h", "core.cdef.h", "virtqueue.cdef.h"]
+CDEFS = ["kvm_api.cdef.h", "core.cdef.h", "virtqueue.cdef.h", "virtio_interrupt.cdef.h"]
+HEADERS = ["kvm_api.h", "core.h", "user_entry.h", "virtqueue.h", "virtio_interrupt.h"]
 
 ffibuilder = FFI()
 ffibuilder.cdef("".join((HERE / name).read_text() for name in CDEFS))
 ffibuilder.set_source(
     "pyvmm.native._native",
-    '#include "kvm_api.h"\n#include "core.h"\n#include "virtqueue.h"\n',
+    "".join(f'#include "{name}"\n' for name in HEADERS),
     sources=[os.path.relpath(HERE / name) for name in SOURCES],
     include_dirs=[str(HERE)],
-    depends=[str(HERE / name) for name in ("kvm_api.h", "core.h", "user_entry.h", "virtqueue.h")],
+    depends=[str(HERE / name) for name in HEADERS],
     extra_compile_args=["-O2", "-g", "-Wall", "-Wextra", "-Wno-unused-parameter", "-std=gnu11"],
     libraries=["pthread"],
 )

@@ -6,8 +6,9 @@ Section numbers are those of virtio 1.2.
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Protocol
 
 import msgspec
@@ -43,6 +44,10 @@ class VirtioDevice:
     """Base of a virtio device: subclasses say what they are and serve their queues.
 
     ``lock`` is also the transport's, so one lock covers registers, queues and the device's own state.
+
+    A device is served in one of two ways. By default the machine's loop waits for doorbells and calls :meth:`serve`.
+    One whose data path is in the native core takes the doorbells itself (:meth:`take_doorbells`) and serves its
+    queues on threads of its own, without ``lock``; between :meth:`suspend_io` and :meth:`resume_io` these keep off.
     """
 
     name = ""
@@ -64,6 +69,8 @@ class VirtioDevice:
         """Between DRIVER_OK and reset, unless broken: only then may queues be used (2.1.2)."""
         self.state: Any = self.state_type()
         self.transport: Transport | None = None
+        self._pauses = 0
+        self._io_runs = False
 
     # -- for subclasses -------------------------------------------------------------------------
 
@@ -91,20 +98,68 @@ class VirtioDevice:
     def deactivated(self) -> None:
         """The driver has reset the device, or it broke: use no chain of a queue any more."""
 
+    def take_doorbells(self, doorbells: list[int], interrupt: Any) -> bool:
+        """``True``: the device waits for these eventfds itself, one for each queue, and raises ``interrupt``
+        (``struct pv_interrupt *``) itself. They outlive it. Called once, before the machine runs.
+        """
+        return False
+
+    def resume_io(self) -> None:
+        """The device is active: threads of its own may use queues that are ready."""
+
+    def suspend_io(self) -> None:
+        """Return when no thread of the device's own uses a queue, and none will until :meth:`resume_io`.
+
+        What is in flight is finished, or put back, first: a suspended queue has no chain out.
+        """
+
+    def close(self) -> None:
+        """End the device's threads, if any, and give back what it owns. Called once, nothing else after it."""
+
     # -- for transports -------------------------------------------------------------------------
 
     def activate(self) -> None:
         """DRIVER_OK."""
         self.active = True
         self.activated()
+        self._let_io_run()
 
     def halt(self) -> None:
         """No queue is used any more until the next reset: FAILED, or DEVICE_NEEDS_RESET."""
         was_active, self.active = self.active, False
-        for queue in self.queues:
-            queue.stop()
+        self._let_io_run()
         if was_active:
             self.deactivated()
+        for queue in self.queues:
+            queue.stop()
+
+    def pause(self) -> None:
+        """Use no queue until :meth:`unpause`, whatever the driver does. Calls nest."""
+        self._pauses += 1
+        self._let_io_run()
+
+    def unpause(self) -> None:
+        """Undo one :meth:`pause`; the caller rings the doorbells, since some may have gone unheard."""
+        self._pauses -= 1
+        self._let_io_run()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """No queue is used inside."""
+        self.pause()
+        try:
+            yield
+        finally:
+            self.unpause()
+
+    def _let_io_run(self) -> None:
+        wanted = self.active and not self._pauses
+        if wanted != self._io_runs:
+            self._io_runs = wanted
+            if wanted:
+                self.resume_io()
+            else:
+                self.suspend_io()
 
     def reset(self) -> None:
         """Back to power-on (2.4): nothing negotiated, no queue, the device's state as at first."""
@@ -116,7 +171,7 @@ class VirtioDevice:
 
     def serve(self, index: int) -> bool:
         """Doorbell of queue ``index``; ``True`` if it wants to be called again soon. Raises nothing for the guest."""
-        if not self.active or not 0 <= index < len(self.queues):
+        if not self.active or self._pauses or not 0 <= index < len(self.queues):
             return False
         queue = self.queues[index]
         if not queue.ready:

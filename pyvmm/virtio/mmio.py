@@ -1,9 +1,8 @@
 """The virtio-mmio transport, version 2 (virtio 1.2, 4.2): a device's registers as a range of the memory bus.
 
-The interrupt line. InterruptStatus (4.2.2) is a level: it stays until acknowledged. The line hears of *every*
-notification, also of one that finds the level high already, and once more when an acknowledgement leaves a bit set.
-So it may be a level line, for which that is redundant, or an edge one, where each such call is a pulse: a driver
-acknowledges what it read and then looks at its queues, and a bit that rises between the two gets its own edge.
+The interrupt. InterruptStatus (4.2.2) is a level: it stays until acknowledged. It lives in the native core
+(``virtio_interrupt.h``), for queues may be served by native threads, and leads to an event descriptor behind which is
+an edge-triggered line: *every* notification is a pulse, and so is an acknowledgement that leaves a bit set.
 
 The doorbell. ``doorbell(i)`` says that queue ``i`` is to be served soon and must not wait; whoever gets it calls
 :meth:`VirtioMmio.serve`, on a thread of its choice. An ioeventfd on QueueNotify bypasses :meth:`write` and leads there.
@@ -17,9 +16,9 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from pyvmm.devices.device import IrqLine
 from pyvmm.devices.state import Byte, DeviceState, StatefulDevice, decode_state
 from pyvmm.errors import SectionError
+from pyvmm.native import ffi, lib
 from pyvmm.trace import trace_group
 from pyvmm.virtio.device import F_VERSION_1, TRANSPORT_FEATURES, VirtioDevice
 from pyvmm.virtio.queue import NeedsReset, QueueState, VirtQueue
@@ -58,14 +57,17 @@ ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK = 1, 2, 4, 8
 DEVICE_NEEDS_RESET, FAILED = 64, 128
 _ORDER = (ACKNOWLEDGE, DRIVER, FEATURES_OK, DRIVER_OK)  # 3.1.1
 
-USED_BUFFER, CONFIGURATION_CHANGE = 1, 2
+USED_BUFFER, CONFIGURATION_CHANGE = lib.PV_INTERRUPT_USED_BUFFER, lib.PV_INTERRUPT_CONFIGURATION
 
 _U32 = 0xFFFFFFFF
 Unsigned32 = Annotated[int, Meta(ge=0, le=_U32)]
 
 
 class MmioState(DeviceState):
-    """The registers that are not a queue's. ``driver_features``: what the driver wrote, accepted or not yet."""
+    """The registers that are not a queue's. ``driver_features``: what the driver wrote, accepted or not yet.
+
+    ``interrupt_status`` is the native core's; here it is filled in to be saved.
+    """
 
     status: Byte = 0
     device_features_sel: Unsigned32 = 0
@@ -86,18 +88,23 @@ class MmioState(DeviceState):
 
 
 class VirtioMmio(StatefulDevice[MmioState]):
-    """One transport and the device behind it; a single section of saved state."""
+    """One transport and the device behind it; a single section of saved state.
+
+    ``signal`` is an eventfd, not owned: whatever is added to it is to become a pulse of the interrupt line.
+    """
 
     max_access = 4
 
     def __init__(
-        self, device: VirtioDevice, line: IrqLine, doorbell: Callable[[int], None], *, section_id: str | None = None
+        self, device: VirtioDevice, signal: int, doorbell: Callable[[int], None], *, section_id: str | None = None
     ) -> None:
         super().__init__(MmioState)
         self.lock = device.lock
         self.section_id = section_id or device.name
         self.device = device
-        self._line = line
+        self.interrupt = ffi.new("struct pv_interrupt *")
+        """For whoever serves queues without the interpreter; lives as long as the transport."""
+        self.interrupt.fd = signal
         self._doorbell = doorbell
         self._offered = device.features | TRANSPORT_FEATURES
         device.transport = self
@@ -123,9 +130,12 @@ class VirtioMmio(StatefulDevice[MmioState]):
             self._interrupt(CONFIGURATION_CHANGE)
 
     def _interrupt(self, bit: int) -> None:
-        self.state.interrupt_status |= bit
-        T.virtio_mmio_notify.on and T.virtio_mmio_notify(self.section_id, self.state.interrupt_status)
-        self._line.set_level(True)
+        lib.pv_interrupt_raise(self.interrupt, bit)
+        T.virtio_mmio_notify.on and T.virtio_mmio_notify(self.section_id, self._interrupt_status)
+
+    @property
+    def _interrupt_status(self) -> int:
+        return int(lib.pv_interrupt_status(self.interrupt))
 
     # -- the host's side ------------------------------------------------------------------------
 
@@ -143,6 +153,17 @@ class VirtioMmio(StatefulDevice[MmioState]):
         with self.lock:
             for queue in self.device.queues:
                 self._doorbell(queue.index)
+
+    def pause(self) -> None:
+        """No queue is used until :meth:`resume`; what is in flight is finished first."""
+        with self.lock:
+            self.device.pause()
+
+    def resume(self) -> None:
+        """Go on; rung doorbells may have been lost on the way, so every queue is looked at."""
+        with self.lock:
+            self.device.unpause()
+            self.kick()
 
     # -- the driver's side ----------------------------------------------------------------------
 
@@ -177,7 +198,7 @@ class VirtioMmio(StatefulDevice[MmioState]):
         if offset == QUEUE_READY:
             return int(queue.ready) if queue else 0
         if offset == INTERRUPT_STATUS:
-            return s.interrupt_status
+            return self._interrupt_status
         if offset == STATUS:
             return s.status
         if SHM_LEN_LOW <= offset <= SHM_BASE_HIGH:
@@ -215,8 +236,7 @@ class VirtioMmio(StatefulDevice[MmioState]):
             else:
                 self._ignored(offset, value, "no such queue")
         elif offset == INTERRUPT_ACK:
-            s.interrupt_status &= ~value
-            self._line.set_level(bool(s.interrupt_status))
+            lib.pv_interrupt_acknowledge(self.interrupt, value)
         elif offset == STATUS:
             self._write_status(value)
         elif offset != SHM_SEL:
@@ -300,13 +320,15 @@ class VirtioMmio(StatefulDevice[MmioState]):
         if queue is None or not self._configurable():
             self._ignored(QUEUE_READY, value, "no such queue, or not the time to start it")
             return
-        if not value & 1:
-            queue.stop()
-            return
-        if queue.ready:
+        if bool(value & 1) == queue.ready:
             return
         try:
-            queue.start(self.device.negotiated)
+            # 4.2.2.2 wants queues started before DRIVER_OK, but a driver may do it, and stop them, at any time.
+            with self.device.paused():
+                if value & 1:
+                    queue.start(self.device.negotiated)
+                else:
+                    queue.stop()
         except NeedsReset as problem:
             self.device.fail(str(problem))
 
@@ -319,12 +341,13 @@ class VirtioMmio(StatefulDevice[MmioState]):
             super().reset()
 
     def state_replaced(self) -> None:
-        """The line follows; after a load the interrupt controller behind it is another one."""
-        self._line.set_level(bool(self.state.interrupt_status))
+        """The interrupt follows; after a load the controller behind the line is another one."""
+        lib.pv_interrupt_set(self.interrupt, self.state.interrupt_status)
 
     def save(self) -> dict[str, Any]:
         """Transport, queues and device. Nothing may be in flight."""
         with self.lock:
+            self.state.interrupt_status = self._interrupt_status
             return {
                 **super().save(),
                 "queues": [msgspec.to_builtins(queue.save()) for queue in self.device.queues],

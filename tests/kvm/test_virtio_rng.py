@@ -9,6 +9,7 @@ import pytest
 from pyvmm.kvm.vm import Vm
 from pyvmm.machine.builder import build_machine, install_kick_signal
 from pyvmm.machine.config import MachineConfig
+from pyvmm.machine.device_config import RngConfig
 from tests.kvm.test_boot_entry import build
 
 pytestmark = pytest.mark.kvm
@@ -33,7 +34,9 @@ def test_a_driver_gets_bytes_and_an_interrupt_and_is_told_of_its_broken_ring(
     monkeypatch.setattr(Vm, "check_extension", check)
     image, output = build(tmp_path, str(SOURCE), 0x100000).path, tmp_path / "output"
     install_kick_signal()
-    config = MachineConfig(image=str(image), memory=32 << 20, rng=True, timeout=60.0, serial=f"file:{output}")
+    config = MachineConfig(
+        image=str(image), memory=32 << 20, devices=(RngConfig(),), timeout=60.0, serial=f"file:{output}"
+    )
     with build_machine(config, frozenset()) as machine:
         ending = machine.run()
         machine.backend.flush(10.0)

@@ -67,4 +67,5 @@ IRQ_SERIAL = 4
 IRQ_RTC = 8
 IRQ_ACPI_SCI = 9
 IRQ_I8042_KEYBOARD = 1
-IRQ_VIRTIO_FIRST = 10
+IRQS_VIRTIO = (10, 11, 12, 13, 14, 15, 5, 6, 7, 3)
+"""ISA pins that nothing else of this machine has, in the order of virtio slots."""

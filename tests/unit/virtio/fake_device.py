@@ -12,8 +12,7 @@ from pyvmm.virtio import mmio
 from pyvmm.virtio.device import F_VERSION_1, VirtioDevice
 from pyvmm.virtio.mmio import ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, WINDOW, VirtioMmio
 from pyvmm.virtio.queue import F_EVENT_IDX, F_INDIRECT_DESC, VirtQueue
-from tests.unit.devices.fakes import FakeLine
-from tests.unit.virtio.fake_driver import FakeDriver, Ram, driver_on
+from tests.unit.virtio.fake_driver import FakeDriver, FakeSignal, Ram, driver_on
 
 F_ODD, F_NEEDS_ODD = 1 << 0, 1 << 1
 
@@ -66,10 +65,10 @@ class Bench:
     """A transport on a bus, as a driver sees it."""
 
     def __init__(self, memory: Ram) -> None:
-        self.line = FakeLine()
+        self.signal = FakeSignal()
         self.rung: list[int] = []
         self.device = Echo(memory.table)
-        self.transport = VirtioMmio(self.device, self.line, self.rung.append)
+        self.transport = VirtioMmio(self.device, self.signal.fd, self.rung.append)
         self.bus = Bus("memory", MMIO_SPACE)
         self.bus.claim(0, WINDOW, self.transport)
 

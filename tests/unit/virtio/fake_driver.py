@@ -1,10 +1,11 @@
-"""The other side of a virtqueue, in Python: guest memory, a driver's ring in it, and a line that remembers.
+"""The other side of a virtqueue, in Python: guest memory, a driver's ring in it, and a line that counts its pulses.
 
 Written from virtio 1.2, 2.7, for its own sake: it shares no code with the device's side.
 """
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,23 @@ from pyvmm.memory.guest_memory import PAGE_SIZE, GuestMemory, Region
 from pyvmm.native import lib
 
 NEXT, WRITE, INDIRECT = 1, 2, 4
+
+
+class FakeSignal:
+    """What a transport signals to pulse its line."""
+
+    def __init__(self) -> None:
+        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+    def pulses(self) -> int:
+        """How many there were since the last call."""
+        try:
+            return os.eventfd_read(self.fd)
+        except BlockingIOError:
+            return 0
 
 
 @dataclass

@@ -29,7 +29,7 @@ class RngBench(Bench):
             return bytes(len(self.asked) for _ in range(size))
 
         rng = VirtioRng(memory.table, source)
-        self.transport = VirtioMmio(rng, self.line, self.rung.append)
+        self.transport = VirtioMmio(rng, self.signal.fd, self.rung.append)
         self.bus.release(0)
         self.bus.claim(0, mmio.WINDOW, self.transport)
 
@@ -45,7 +45,7 @@ def test_buffers_are_filled_from_the_source() -> None:
         bench.serve()
         assert driver.collect() == [(heads[0], 5), (heads[1], 4)]
         assert memory.memory.read(DATA, 21) == b"\1\1\1\0\0\0\0\0\1\1\0\0\0\0\0\0\2\2\2\2\0"
-        assert bench.line.edges == 1
+        assert bench.signal.pulses() == 1
 
 
 def test_a_large_buffer_gets_a_bounded_part() -> None:
@@ -89,7 +89,7 @@ def test_a_source_that_fails_needs_a_reset_and_one_that_lies_is_a_defect() -> No
 def test_the_hosts_generator_is_the_default() -> None:
     with ram(*REGIONS) as memory:
         bench = Bench(memory)
-        bench.transport = VirtioMmio(VirtioRng(memory.table), bench.line, bench.rung.append)
+        bench.transport = VirtioMmio(VirtioRng(memory.table), bench.signal.fd, bench.rung.append)
         bench.bus.release(0)
         bench.bus.claim(0, mmio.WINDOW, bench.transport)
         driver = bench.bring_up(memory)
