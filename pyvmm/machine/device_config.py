@@ -32,6 +32,8 @@ class NetConfig(msgspec.Struct, frozen=True, kw_only=True):
     mac: str | None = None
     """``None``: made from the machine's name, locally administered."""
     mtu: int | None = None
+    bridge: str | None = None
+    """Bridge that the tap is to be a port of."""
 
     def __post_init__(self) -> None:
         if self.mac is not None:
