@@ -21,6 +21,7 @@
 #define DEBUG_EXIT_PORT 0xf4
 #define CONSOLE "/dev/ttyS0"
 #define COMMAND_LINE_MAX 4096
+#define W_OK 2
 #define EXEC_ARGUMENT "pyvmm.exec="
 
 /* ---- system calls: number in RAX, arguments in RDI RSI RDX R10 R8; RCX and R11 are lost ---- */
@@ -271,6 +272,9 @@ __attribute__((used)) static void init(void)
 	mount("sysfs", "/sys", 0);
 	mount("devtmpfs", "/dev", 0);
 	mount("tmpfs", "/tmp", "mode=1777");
+	/* On a disk that cannot be written to, the shell's own folder still can. */
+	if (call(__NR_access, P("/root"), W_OK, 0, 0, 0) < 0)
+		mount("tmpfs", "/root", "mode=700");
 	command = read_exec();
 	if (command)
 		run_command(command);

@@ -24,8 +24,9 @@ from pyvmm.cli.messages import complain
 from pyvmm.errors import EXIT_REFUSED, ConfigError
 from pyvmm.machine.config import DEFAULT_MEMORY, DebugExitConfig, MachineConfig, parse_debug_exit, parse_size
 from pyvmm.machine.console_output import ConsoleOutput
+from pyvmm.machine.device_config import DiskConfig
 from pyvmm.machine.ending import Ending
-from pyvmm.machine.tiny_linux import find_initramfs, find_kernel
+from pyvmm.machine.tiny_linux import find_initramfs, find_kernel, find_root_disk, root_disk_words
 
 if TYPE_CHECKING:
     from pyvmm.machine.machine import Machine
@@ -45,6 +46,8 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--exec", metavar="CMD", action="append", default=[], help="run CMD by sh; may be repeated")
     parser.add_argument("--kernel", metavar="FILE", help="another kernel (vmlinux or bzImage)")
+    parser.add_argument("--root", choices=("initramfs", "disk"), default="initramfs",
+                        help="the root file system: unpacked into memory (default), or a read-only disk, the last one")
     parser.add_argument("--console", action="store_true", help="with --exec: show the kernel's messages on stderr")
     parser.add_argument("--summary", action="store_true", help="end with a table: what was run, how long it took")
     parser.add_argument("--acpi", action="store_true", help="hand ACPI tables over (the tiny kernel ignores them)")
@@ -86,10 +89,19 @@ def config_of(args: argparse.Namespace) -> MachineConfig:
     """The configuration that ``args`` ask for."""
     if args.exec and args.debug_exit is not None:
         raise ConfigError("--debug-exit cannot be moved with --exec: init reports the command's status there")
-    kernel, initramfs = find_kernel(args.kernel), find_initramfs(args.initrd)
+    kernel, devices, root_words = find_kernel(args.kernel), devices_of(args), []
+    initramfs = None
+    if args.root == "disk":
+        if args.initrd:
+            raise ConfigError("--root disk and --initrd exclude each other: there is one root file system")
+        # Last, so that the user's own disks are vda, vdb...
+        root_words = root_disk_words(sum(isinstance(device, DiskConfig) for device in devices))
+        devices = (*devices, DiskConfig(path=find_root_disk(), readonly=True))
+    else:
+        initramfs = find_initramfs(args.initrd)
     quirks = resolve_quirks(parse_quirks(args.quirks))
     words, removed = split_removals([*(args.append.split() if args.append else []), *args.kernel_args])
-    additions = linux_additions(quirks, removed, base=True)
+    additions = linux_additions(quirks, removed, base=True) + root_words
     if args.exec:
         words.append(exec_argument(args.exec))
     check_command_line(" ".join(additions + words))
@@ -110,7 +122,7 @@ def config_of(args: argparse.Namespace) -> MachineConfig:
         timeout=parse_timeout(args.timeout),
         # A kernel that panics resets: without this it would boot and panic for ever, unseen.
         no_reboot=args.no_reboot or bool(args.exec),
-        devices=devices_of(args),
+        devices=devices,
         quirks=quirks,
     )
 

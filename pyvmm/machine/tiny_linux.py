@@ -30,6 +30,19 @@ def find_kernel(explicit: str | None) -> str:
     raise ConfigError("no tiny kernel has been built: run make kernel, or name one with --kernel")
 
 
+def find_root_disk() -> str:
+    """The same root file system as a disk image, for a virtio disk."""
+    image = REPOSITORY / "build" / "rootfs" / "root.erofs"
+    if image.exists():
+        return str(image)
+    raise ConfigError("no root disk has been built: run make rootfs, or use --root initramfs")
+
+
+def root_disk_words(index: int) -> list[str]:
+    """What tells Linux that its root is virtio disk number ``index``."""
+    return [f"root=/dev/vd{chr(ord('a') + index)}", "rootfstype=erofs", "ro", "init=/init"]
+
+
 def find_initramfs(explicit: str | None) -> str:
     """The initramfs to hand over: --initrd, else what ``make rootfs`` built."""
     if explicit:

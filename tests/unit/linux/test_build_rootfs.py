@@ -85,6 +85,20 @@ def test_members() -> None:
     rootfs.cpio.write_archive(list(members.values()))  # nothing that the writer refuses
 
 
+def test_the_disk_holds_the_same_tree(tmp_path: Path) -> None:
+    tree = rootfs.members(b"busybox" * 1000, b"init")
+    image = rootfs.make_erofs(tree)
+    # Linux's fs/erofs/erofs_fs.h: the superblock is at 1024 and begins with this magic.
+    assert image[1024:1028] == (0xE0F5E1E2).to_bytes(4, "little") and b"busybox" * 100 in image
+    assert rootfs.make_erofs(tree) == image
+
+
+def test_a_missing_mkfs_is_named_by_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(rootfs.BuildError, match="install Debian's package erofs-utils"):
+        rootfs.make_erofs([])
+
+
 def test_written_only_when_it_changes(tmp_path: Path) -> None:
     path = tmp_path / "new" / "initramfs.cpio"
     assert rootfs.write_if_changed(path, b"one") == "written"
