@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from pyvmm.errors import PyvmmError
+from tests.framework.topology import interfaces_here, namespaces_here
 
 KVM_FOLDERS = {"kvm", "guest", "linux"}
 
@@ -30,6 +31,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(item.path).relative_to(Path(__file__).parent).parts[0] in KVM_FOLDERS:
             item.add_marker("kvm")
+        if Path(item.path).relative_to(Path(__file__).parent).parts[0] == "net":
+            item.add_marker("net")
 
 
 @pytest.fixture(scope="session")
@@ -66,7 +69,8 @@ def _leftovers() -> dict[str, set[str]]:
         "threads": {f"{t.name} {t.ident}" for t in threading.enumerate()},
         "children": {f"{p.pid}" for p in psutil.Process().children()},
         "descriptors": _open_kvm(),
-        "network devices": set(os.listdir("/sys/class/net")),
+        "network devices": interfaces_here(),
+        "network namespaces": namespaces_here(),
     }
 
 
