@@ -27,6 +27,7 @@ class Vcpu(KvmFd):
     def __init__(self, fd: int, index: int, native_vm: Any, mmap_size: int) -> None:
         super().__init__(fd)
         self.index = index
+        self._dirty_ring: Any = None
         self.native = lib.pv_vcpu_new(native_vm, fd, mmap_size)
         if self.native == ffi.NULL:
             error = ffi.errno
@@ -49,9 +50,20 @@ class Vcpu(KvmFd):
         if self.fd >= 0:
             lib.pv_vcpu_kick(self.native)
 
+    def map_dirty_ring(self, entries: int) -> Any:
+        """The vCPU's dirty ring (``struct pv_dirty_ring *``), which goes with the vCPU; the VM was told its size."""
+        ring = ffi.new("struct pv_dirty_ring *")
+        result = lib.pv_dirty_ring_map(ring, self.fd, entries)
+        if result:
+            raise KvmError("mmap(dirty ring)", -result)
+        self._dirty_ring = ring
+        return ring
+
     def close(self) -> None:
         """Unmap kvm_run and close the descriptor; no thread may be in :meth:`run`."""
         if self.fd >= 0:
+            if self._dirty_ring is not None:
+                lib.pv_dirty_ring_unmap(self._dirty_ring)
             lib.pv_vcpu_free(self.native)
             self.native = self.exit = ffi.NULL
             super().close()

@@ -61,24 +61,8 @@ class Vm(KvmFd):
             raise GuestMemoryError(gpa, len(old), "compare-exchange")
         return bytes(held)
 
-    def get_dirty_log(self, slot: int, pages: int) -> bytearray:
-        """One bit a page, LSB first, written since the last call or clear (api.rst, 4.8)."""
-        bits = bytearray((pages + 63) // 64 * 8)
-        log = ffi.new("struct kvm_dirty_log *")
-        buffer = ffi.from_buffer(bits, require_writable=True)
-        log.slot, log.dirty_bitmap = slot, buffer
-        self.ioctl("KVM_GET_DIRTY_LOG", log)
-        return bits
-
-    def clear_dirty_log(self, slot: int, first_page: int, pages: int, bits: bytes | bytearray) -> None:
-        """Clear and re-protect the pages whose bits are set (api.rst, 4.117); first_page is a multiple of 64."""
-        log = ffi.new("struct kvm_clear_dirty_log *")
-        buffer = ffi.from_buffer(bits)
-        log.slot, log.num_pages, log.first_page, log.dirty_bitmap = slot, pages, first_page, ffi.cast("void *", buffer)
-        self.ioctl("KVM_CLEAR_DIRTY_LOG", log)
-
     def reset_dirty_rings(self) -> int:
-        """Recycle harvested dirty-ring entries of all vCPUs; how many."""
+        """Write-protect again what was taken from all vCPUs' dirty rings; how many pages (api.rst, 8.29)."""
         return self.ioctl("KVM_RESET_DIRTY_RINGS")
 
     def set_tss_addr(self, gpa: int) -> None:

@@ -23,6 +23,7 @@ from pyvmm.errors import HostError
 from pyvmm.kvm.system import System
 from pyvmm.kvm.vm import Vm
 from pyvmm.machine.config import MachineConfig
+from pyvmm.machine.dirty_tracker import DirtyTracker, prepare_dirty_log
 from pyvmm.machine.event_loop import EventLoop
 from pyvmm.machine.machine import Machine
 from pyvmm.machine.serial_backend import SerialBackend, open_serial
@@ -76,8 +77,9 @@ def build_machine(config: MachineConfig, quirks: frozenset[str]) -> Machine:
         collector = SinkCollector(vm, ports, mmio)
         backend = open_serial(config.serial, loop)
         stack.callback(backend.close)
+        dirty = DirtyTracker(vm, memory, prepare_dirty_log(vm, config.dirty_log))
         machine = Machine(
-            config, quirks, system=system, vm=vm, memory=memory, loop=loop, ports=ports, mmio=mmio,
+            config, quirks, system=system, vm=vm, memory=memory, dirty=dirty, loop=loop, ports=ports, mmio=mmio,
             collector=collector, backend=backend,
         )  # fmt: skip
         machine.devices.extend(_build_devices(machine, backend, collector))
@@ -88,6 +90,7 @@ def build_machine(config: MachineConfig, quirks: frozenset[str]) -> Machine:
         for index in range(config.cpus):
             vcpu = stack.enter_context(vm.create_vcpu(index))
             vcpu.set_cpuid(guest_cpuid(supported, apic_id=index, cpus=config.cpus, tsc_deadline=tsc_deadline))
+            dirty.add_vcpu(vcpu)
             machine.add_vcpu(vcpu)
         machine.power_on()
         machine.owned = stack.pop_all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 import msgspec
 
@@ -42,6 +43,8 @@ class MachineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """AML of devices that the builder adds; put into the DSDT."""
     devices: tuple[DeviceConfig, ...] = ()
     """Virtio devices, in the order of their slots."""
+    dirty_log: Literal["bitmap", "ring"] = "bitmap"
+    """How KVM is to log written pages, once somebody wants to know (see machine/dirty_tracker.py)."""
     serial: str = "stdio"
     """``stdio``, ``stderr``, ``null``, ``file:PATH`` or ``unix:PATH``."""
     debug_exit: DebugExitConfig = DebugExitConfig()

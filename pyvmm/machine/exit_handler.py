@@ -39,6 +39,8 @@ class ExitHandler:
         elif kind == lib.PV_EXIT_MSR:
             # Nothing but the work-around filters MSRs, and it answers natively; the default answer is #GP.
             pass
+        elif kind == lib.PV_EXIT_DIRTY_RING_FULL:
+            machine.dirty.reap()
         elif kind == lib.PV_EXIT_ERRNO:
             reason = f"KVM_RUN on vCPU {thread.vcpu.index}: {os.strerror(exit_.error)}"
             machine.crash(thread, "vcpu-error", reason)

@@ -29,6 +29,7 @@ from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.kvm.vm import IRQCHIPS, Vm
 from pyvmm.machine.config import MachineConfig
 from pyvmm.machine.crash_report import crash_report
+from pyvmm.machine.dirty_tracker import DirtyTracker
 from pyvmm.machine.ending import Ending, crashed, timed_out
 from pyvmm.machine.event_loop import EventLoop, clear_eventfd
 from pyvmm.machine.exit_handler import ExitHandler
@@ -61,6 +62,7 @@ class Machine:
         system: System,
         vm: Vm,
         memory: GuestMemory,
+        dirty: DirtyTracker,
         loop: EventLoop,
         ports: Bus,
         mmio: Bus,
@@ -72,6 +74,7 @@ class Machine:
         self.system = system
         self.vm = vm
         self.memory = memory
+        self.dirty = dirty
         self.loop = loop
         self.ports = ports
         self.mmio = mmio
