@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,7 +34,7 @@ def test_runs_are_the_set_bits_as_long_as_they_can_be(data: st.DataObject, pages
         chosen = set(range(pages)) - chosen
     found = runs_of(pages, chosen, at_once)
     assert {page for first, count in found for page in range(first, first + count)} == chosen
-    assert all(first + count < following for (first, count), (following, _) in zip(found, found[1:], strict=False))
+    assert all(first + count < following for (first, count), (following, _) in itertools.pairwise(found))
 
 
 def test_bits_behind_the_last_page_are_nobodys() -> None:
