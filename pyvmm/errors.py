@@ -12,6 +12,7 @@
     +-- StateError             an operation that the current run state does not allow
     |   +-- SectionError       saved state that does not fit (names section and field)
     +-- DeadlineError          something that had a deadline did not happen in time
+    +-- ChannelError           a connection to a peer is of no use any more
     +-- UnknownInstructionError
                                the instruction fallback does not know an instruction (the guest ends, status 126)
 
@@ -91,6 +92,10 @@ class SectionError(StateError):
 
 class DeadlineError(PyvmmError):
     """Something that had a deadline did not happen in time."""
+
+
+class ChannelError(PyvmmError):
+    """A connection ended, stalled, or carried something that cannot be right."""
 
 
 class UnknownInstructionError(PyvmmError):

@@ -8,6 +8,7 @@ in the region's :class:`DirtyBitmap`, because KVM's dirty log only sees what vCP
 from __future__ import annotations
 
 import bisect
+import errno
 import mmap
 import os
 from collections.abc import Iterable, Iterator
@@ -53,6 +54,27 @@ class Region:
         """Give all pages back to the host; they read as zeros. KVM follows through its MMU notifier."""
         fallocate_punch_hole(self.fd, self.size)
         self.dirty.mark(0, self.size // PAGE_SIZE)
+
+    def present(self) -> list[tuple[int, int]]:
+        """Runs of pages, (first, count), that may hold something else than zeros: where the memfd has data.
+
+        Reading a page instead would make the host find memory for it. A private region's own copies do not show in
+        the memfd, so all of it may.
+        """
+        if self.private:
+            return [(0, self.size // PAGE_SIZE)]
+        runs, at = [], 0
+        while at < self.size:
+            try:
+                first = os.lseek(self.fd, at, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    raise
+                break  # nothing but a hole behind here
+            at = os.lseek(self.fd, first, os.SEEK_HOLE)
+            start, end = first // PAGE_SIZE, -(-at // PAGE_SIZE)
+            runs.append((start, end - start))
+        return runs
 
     def drop_private_pages(self, offset: int, size: int) -> None:
         """Private regions: forget the guest's own copies of whole pages, the memfd's content shows again."""

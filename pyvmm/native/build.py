@@ -14,10 +14,13 @@ from cffi import FFI
 HERE = Path(__file__).resolve().parent
 SOURCES = [
     "kvm_ioctl.c", "vcpu_run.c", "coalesced_ring.c", "guest_memory.c", "dirty_bitmap.c", "user_entry.c",
-    "exception_frame.c", "virtqueue.c", "virtio_interrupt.c", "dirty_log.c",
+    "exception_frame.c", "virtqueue.c", "virtio_interrupt.c", "dirty_log.c", "ram_stream.c",
 ]  # fmt: skip
-CDEFS = ["kvm_api.cdef.h", "core.cdef.h", "virtqueue.cdef.h", "virtio_interrupt.cdef.h", "dirty_log.cdef.h"]
-HEADERS = ["kvm_api.h", "core.h", "user_entry.h", "virtqueue.h", "virtio_interrupt.h", "dirty_log.h"]
+CDEFS = [
+    "kvm_api.cdef.h", "core.cdef.h", "virtqueue.cdef.h", "virtio_interrupt.cdef.h", "dirty_log.cdef.h",
+    "ram_stream.cdef.h",
+]  # fmt: skip
+HEADERS = ["kvm_api.h", "core.h", "user_entry.h", "virtqueue.h", "virtio_interrupt.h", "dirty_log.h", "ram_stream.h"]
 
 ffibuilder = FFI()
 ffibuilder.cdef("".join((HERE / name).read_text() for name in CDEFS))

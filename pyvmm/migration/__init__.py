@@ -1,0 +1,1 @@
+"""Moving a running machine: its state in sections, its memory in rounds."""

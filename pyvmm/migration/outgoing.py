@@ -1,0 +1,309 @@
+"""The source's side of a migration: rounds while the guest runs, a short standstill, the hand-over (protocol.py).
+
+One thread per migration. It never touches the machine itself but asks the machine's loop to (``on_loop``), so that a
+pause cannot fall between two things the loop does.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+from pyvmm.errors import ChannelError, DeadlineError, PyvmmError, StateError
+from pyvmm.machine.dirty_tracker import DirtyTracker, PageSet
+from pyvmm.memory.guest_memory import PAGE_SIZE, GuestMemory
+from pyvmm.migration.channel import Channel, connect
+from pyvmm.migration.parameters import Capabilities, MigrationStatus, Parameters
+from pyvmm.migration.protocol import VERSION, Hello, Message, check_version, expect, send_struct
+from pyvmm.migration.ram import RamCounters, RamSender
+from pyvmm.migration.throttle import Throttle
+from pyvmm.trace import trace_group
+
+T = trace_group("migration")
+
+CONNECT_DEADLINE = 10.0
+LOOP_DEADLINE = 10.0
+"""Seconds within which the machine's loop must have done what it was asked to: pausing waits for disks, too."""
+SMALL = 64
+"""Pages: so few are not worth a further round, however slow the link."""
+
+R = TypeVar("R")
+
+
+class Source(Protocol):
+    """What a migration needs of the machine; everything but ``memory`` and ``dirty`` is called on its loop."""
+
+    memory: GuestMemory
+    dirty: DirtyTracker
+
+    def describe(self) -> dict[str, Any]:
+        """What the destination must be like."""
+
+    def is_running(self) -> bool:
+        """Whether the guest runs (a paused one is moved, too, and stays paused)."""
+
+    def pause(self) -> None:
+        """Stop the guest and finish what devices have under way."""
+
+    def resume(self) -> None:
+        """Let the guest run again."""
+
+    def save(self) -> bytes:
+        """All state but RAM; the guest is paused."""
+
+    def release_disks(self) -> None:
+        """Flush and let go of disks, so that another process may write to them."""
+
+    def reclaim_disks(self) -> None:
+        """Take them back: the other side did not get as far."""
+
+    def hold_vcpus(self, held: bool) -> None:
+        """Park vCPUs for a moment, or let them go on; the run state does not change."""
+
+
+class OutgoingMigration:
+    """One migration to ``uri``, from :meth:`start` to a status that is not ``under_way`` any more.
+
+    ``observe(status)`` is called on the migration's thread with every new status; ``post`` runs a callback on the
+    machine's loop soon. :meth:`set_parameters` counts at once.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        uri: str,
+        parameters: Parameters,
+        capabilities: Capabilities,
+        *,
+        post: Callable[[Callable[[], None]], None],
+        observe: Callable[[MigrationStatus], None] = lambda status: None,
+        observe_round: Callable[[int], None] = lambda number: None,
+    ) -> None:
+        self.uri = uri
+        self.status = MigrationStatus.NONE
+        self.problem: str | None = None
+        """Why it failed."""
+        self.counters = RamCounters()
+        self.remaining_pages = 0
+        self.dirty_rate = 0.0
+        """Pages a second, as the last round saw it."""
+        self.bandwidth = 0.0
+        """Bytes a second, likewise."""
+        self.downtime: float | None = None
+        """Seconds the guest stood still here; ``None`` until it is over."""
+        self.started_at = self.ended_at = 0.0
+        self.capabilities = capabilities
+        self._parameters = parameters
+        self._source = source
+        self._post = post
+        self._observe = observe
+        self._observe_round = observe_round
+        self._channel: Channel | None = None
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._main, name="migration", daemon=True)
+        self._throttle = Throttle(lambda held: self._post(lambda: source.hold_vcpus(held)))
+        self._paused_here = False
+        self._handed_over = False
+
+    # -- for others, from any thread ------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin; returns at once."""
+        self.started_at = time.monotonic()
+        self._change(MigrationStatus.SETUP)
+        self._thread.start()
+
+    def cancel(self) -> None:
+        """Give up soon; the guest goes on here. Too late once it was handed over; then nothing happens."""
+        with self._lock:
+            if not self.status.under_way or self._handed_over:
+                return
+            self.status = MigrationStatus.CANCELLING
+            channel = self._channel
+        self._observe(MigrationStatus.CANCELLING)
+        if channel is not None:
+            channel.abort()
+
+    def set_parameters(self, parameters: Parameters) -> None:
+        """Change limits on the way."""
+        self._parameters = parameters
+
+    def join(self, timeout: float) -> None:
+        """Wait for the thread's end. DeadlineError if it does not come."""
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            raise DeadlineError(f"the migration did not end within {timeout:g} s")
+
+    @property
+    def throttle_percentage(self) -> int:
+        """How much the guest is slowed down now."""
+        return self._throttle.percentage
+
+    # -- the thread -----------------------------------------------------------------------------
+
+    def _main(self) -> None:
+        try:
+            self._migrate()
+        except PyvmmError as error:
+            self._fail(str(error))
+        except Exception as error:
+            # A defect, but the guest is not to pay for it.
+            self._fail(f"internal error: {type(error).__name__}: {error}")
+
+    def _change(self, status: MigrationStatus) -> None:
+        with self._lock:
+            if self.status is MigrationStatus.CANCELLING and status.under_way:
+                raise ChannelError("cancelled")
+            self.status = status
+            if not status.under_way:
+                self.ended_at = time.monotonic()
+        T.migration_status.on and T.migration_status(status.value)
+        self._observe(status)
+
+    def _on_loop(self, call: Callable[[], R]) -> R:
+        """Have the machine's loop call it and return what it returns or raises. DeadlineError if it never does."""
+        done = threading.Event()
+        box: list[Any] = []
+
+        def carry_out() -> None:
+            try:
+                box.append((call(), None))
+            except Exception as error:
+                box.append((None, error))
+            done.set()
+
+        self._post(carry_out)
+        if not done.wait(LOOP_DEADLINE):
+            raise DeadlineError(f"the machine's loop did not answer within {LOOP_DEADLINE:g} s")
+        result, error = box[0]
+        if error is not None:
+            raise error
+        return result  # type: ignore[no-any-return]
+
+    def _migrate(self) -> None:
+        source = self._source
+        stall = self._parameters.x_stall_timeout / 1000
+        channel = connect(self.uri, timeout=CONNECT_DEADLINE, stall=stall)
+        try:
+            with self._lock:
+                self._channel = channel
+            send_struct(channel, Message.HELLO, Hello(VERSION, self._on_loop(source.describe)))
+            check_version(expect(channel, Message.HELLO)[1])
+            self._change(MigrationStatus.ACTIVE)
+            sender = RamSender(
+                channel, self.counters, lambda: self._parameters.max_bandwidth, compress=self.capabilities.compress
+            )
+            try:
+                self._send_rounds(sender)
+                self._finish(channel, sender)
+            finally:
+                self._throttle.stop()
+                self._on_loop(source.dirty.stop)
+        finally:
+            channel.close()
+
+    def _send_rounds(self, sender: RamSender) -> None:
+        """Until what is left can be sent within the downtime allowed."""
+        source = self._source
+        self._on_loop(source.dirty.start)
+        began, sent = time.monotonic(), self.counters.bytes
+        sender.send_present(source.memory)
+        while True:
+            sender.end_round()
+            self._observe_round(self.counters.rounds)
+            seconds = max(time.monotonic() - began, 1e-6)
+            sets = source.dirty.harvest()
+            pages = sum(page_set.count for page_set in sets)
+            self.bandwidth, self.dirty_rate = (self.counters.bytes - sent) / seconds, pages / seconds
+            self.remaining_pages = pages
+            T.migration_pass.on and T.migration_pass(self.counters.rounds, pages, int(self.bandwidth))
+            if self._fits(pages):
+                _give_back(sets)
+                return
+            self._slow_down(pages, self.counters.bytes - sent)
+            began, sent = time.monotonic(), self.counters.bytes
+            try:
+                sender.send_dirty(sets)
+            except BaseException:
+                _give_back(sets)
+                raise
+
+    def _fits(self, pages: int) -> bool:
+        if pages <= SMALL or self.capabilities.x_colo:
+            return True
+        limit = self._parameters.max_bandwidth
+        bandwidth = min(self.bandwidth, limit) if limit else self.bandwidth
+        return pages * PAGE_SIZE <= bandwidth * self._parameters.downtime_limit / 1000
+
+    def _slow_down(self, pages: int, sent: int) -> None:
+        """Auto-converge: a guest that dirties as fast as is sent is given less and less time to."""
+        if not self.capabilities.auto_converge:
+            return
+        parameters = self._parameters
+        if pages * PAGE_SIZE * 100 < max(sent, PAGE_SIZE) * parameters.throttle_trigger_threshold:
+            return
+        now = self._throttle.percentage
+        wanted = now + parameters.cpu_throttle_increment if now else parameters.cpu_throttle_initial
+        self._throttle.set(min(wanted, parameters.max_cpu_throttle))
+        T.migration_throttle.on and T.migration_throttle(self._throttle.percentage)
+
+    def _finish(self, channel: Channel, sender: RamSender) -> None:
+        source = self._source
+        self._throttle.stop()
+        self._change(MigrationStatus.DEVICE)
+        paused_at = time.monotonic()
+        self._on_loop(self._pause)
+        sets = source.dirty.harvest()
+        try:
+            sender.send_dirty(sets)
+        except BaseException:
+            _give_back(sets)
+            raise
+        self.remaining_pages = 0
+        channel.send(Message.STATE, self._on_loop(source.save))
+        expect(channel, Message.LOADED)
+        self._on_loop(source.release_disks)
+        with self._lock:
+            if self.status is MigrationStatus.CANCELLING:
+                raise ChannelError("cancelled")
+            self._handed_over = True
+        channel.send(Message.GO)
+        try:
+            expect(channel, Message.RUNNING)
+        except ChannelError as error:
+            raise ChannelError(
+                f"{error}; the guest was handed over, so it stays paused here: look whether the destination runs it"
+            ) from None
+        self.downtime = time.monotonic() - paused_at
+        self._change(MigrationStatus.COMPLETED)
+
+    def _pause(self) -> None:
+        if self._source.is_running():
+            self._source.pause()
+            self._paused_here = True
+
+    def _fail(self, reason: str) -> None:
+        """The guest goes on as before, unless it was handed over."""
+        with self._lock:
+            cancelled = self.status is MigrationStatus.CANCELLING
+        if not self._handed_over:
+            try:
+                self._on_loop(self._go_on)
+            except (DeadlineError, StateError) as error:
+                reason = f"{reason}; and the guest cannot go on: {error}"
+        self.problem = None if cancelled else reason
+        T.migration_failed.on and T.migration_failed(reason)
+        self._change(MigrationStatus.CANCELLED if cancelled else MigrationStatus.FAILED)
+
+    def _go_on(self) -> None:
+        self._source.reclaim_disks()
+        if self._paused_here:
+            self._paused_here = False
+            self._source.resume()
+
+
+def _give_back(sets: Sequence[PageSet]) -> None:
+    for page_set in sets:
+        page_set.give_back()
