@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from pyvmm.arch.x86.linux_quirks import linux_additions, split_removals
-from pyvmm.cli.device_options import devices_of
+from pyvmm.cli.device_options import KERNEL_ADDRESS, devices_of, settle_address
 from pyvmm.cli.exec_console import CommandResult, ExecConsole, check_command_line, exec_argument
 from pyvmm.cli.machine_options import (
     add_machine_options,
@@ -100,7 +100,9 @@ def config_of(args: argparse.Namespace) -> MachineConfig:
     else:
         initramfs = find_initramfs(args.initrd)
     quirks = resolve_quirks(parse_quirks(args.quirks))
-    words, removed = split_removals([*(args.append.split() if args.append else []), *args.kernel_args])
+    said = [*(args.append.split() if args.append else []), *args.kernel_args]
+    words, removed = split_removals(said, (KERNEL_ADDRESS,))
+    devices = settle_address(devices, words, removed)
     additions = linux_additions(quirks, removed, base=True) + root_words
     if args.exec:
         words.append(exec_argument(args.exec))

@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from pyvmm.arch.x86.linux_quirks import linux_additions, split_removals
-from pyvmm.cli.device_options import devices_of
+from pyvmm.cli.device_options import KERNEL_ADDRESS, devices_of, settle_address
 from pyvmm.cli.machine_options import (
     add_machine_options,
     explain_ending,
@@ -64,7 +64,7 @@ def config_of(args: argparse.Namespace) -> MachineConfig:
         load_address = parse_number(args.load_address, "--load-address", maximum=0xFFFFF)
     quirks = resolve_quirks(parse_quirks(args.quirks))
     append = args.append if args.append is not None else (guest.append if guest else "")
-    words, removed = split_removals(append.split(" ")) if append else ([], [])
+    words, removed = split_removals(append.split(" "), (KERNEL_ADDRESS,)) if append else ([], [])
     return MachineConfig(
         image=image,
         name=args.name or os.path.basename(os.path.normpath(args.image)),
@@ -80,7 +80,7 @@ def config_of(args: argparse.Namespace) -> MachineConfig:
         debug_exit=parse_debug_exit(args.debug_exit) if args.debug_exit is not None else DebugExitConfig(),
         timeout=parse_timeout(args.timeout) if args.timeout is not None else (guest.timeout if guest else None),
         no_reboot=args.no_reboot,
-        devices=devices_of(args),
+        devices=settle_address(devices_of(args), words, removed),
         quirks=quirks,
     )
 

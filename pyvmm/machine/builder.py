@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from pyvmm.arch.x86 import layout, user_entry
 from pyvmm.arch.x86.boot.mptable import isa_irq_pins
@@ -23,6 +24,7 @@ from pyvmm.errors import HostError
 from pyvmm.kvm.system import System
 from pyvmm.kvm.vm import Vm
 from pyvmm.machine.config import MachineConfig
+from pyvmm.machine.device_config import NetConfig
 from pyvmm.machine.dirty_tracker import DirtyTracker, prepare_dirty_log
 from pyvmm.machine.event_loop import EventLoop
 from pyvmm.machine.machine import Machine
@@ -30,6 +32,9 @@ from pyvmm.machine.serial_backend import SerialBackend, open_serial
 from pyvmm.machine.sinks import SinkCollector
 from pyvmm.memory.guest_memory import GuestMemory, Region
 from pyvmm.native import lib
+
+if TYPE_CHECKING:
+    from pyvmm.net.tap import Tap
 
 NEEDED = (
     "KVM_CAP_USER_MEMORY",
@@ -59,11 +64,16 @@ def build_machine(config: MachineConfig, quirks: frozenset[str]) -> Machine:
 
     Raises ConfigError, ImageError or HostError; nothing is left open then.
     """
-    if config.devices:
-        from pyvmm.machine import virtio_slots  # its imports cost every start some milliseconds
-
-        config = virtio_slots.announce_slots(config)
     with contextlib.ExitStack() as stack:
+        taps: dict[str, Tap] = {}
+        if any(isinstance(device, NetConfig) and device.backend == "network" for device in config.devices):
+            from pyvmm.machine.network_leases import take_leases
+
+            config, taps = take_leases(config, stack)
+        if config.devices:
+            from pyvmm.machine import virtio_slots  # its imports cost every start some milliseconds
+
+            config = virtio_slots.announce_slots(config)
         system = stack.enter_context(System())
         for capability in NEEDED:
             if not system.check_extension(capability):
@@ -82,6 +92,7 @@ def build_machine(config: MachineConfig, quirks: frozenset[str]) -> Machine:
             config, quirks, system=system, vm=vm, memory=memory, dirty=dirty, loop=loop, ports=ports, mmio=mmio,
             collector=collector, backend=backend,
         )  # fmt: skip
+        machine.taps = taps
         machine.devices.extend(_build_devices(machine, backend, collector))
         if config.devices:
             machine.devices.extend(virtio_slots.build_slots(machine, stack))

@@ -24,16 +24,21 @@ class RngConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NetConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """A virtio network device on a tap, or on a stream socket that carries a length and a frame."""
+    """A virtio network device on a tap, or on a stream socket that carries a length and a frame.
 
-    backend: Literal["tap", "stream"]
+    A named network (``pyvmm net up``) is a tap too, once the builder has taken the machine's place in it.
+    """
+
+    backend: Literal["network", "tap", "stream"]
     target: str
-    """The tap's name; or ``unix:PATH`` or ``tcp:HOST:PORT`` to connect to."""
+    """The network's or the tap's name; or ``unix:PATH`` or ``tcp:HOST:PORT`` to connect to."""
     mac: str | None = None
     """``None``: made from the machine's name, locally administered."""
     mtu: int | None = None
     bridge: str | None = None
     """Bridge that the tap is to be a port of."""
+    announce: bool = True
+    """In a named network: whether Linux is told its address on the command line (``ip=``)."""
 
     def __post_init__(self) -> None:
         if self.mac is not None:

@@ -43,6 +43,7 @@ from pyvmm.trace import trace_group
 
 if TYPE_CHECKING:
     from pyvmm.kvm.system import System
+    from pyvmm.net.tap import Tap
 
 T = trace_group("machine")
 
@@ -81,6 +82,8 @@ class Machine:
         self.collector = collector
         self.backend = backend
         self.devices: list[Device] = []
+        self.taps: dict[str, Tap] = {}
+        """Taps that are open already, by name: the machine's places in named networks. The builder closes them."""
         self.threads: list[VcpuThread] = []
         self.image: LoadedImage | None = None
         self.ending: Ending | None = None

@@ -55,14 +55,14 @@ def linux_additions(quirks: frozenset[str], without: list[str], *, base: bool) -
     ]
 
 
-def split_removals(words: list[str]) -> tuple[list[str], list[str]]:
+def split_removals(words: list[str], further: tuple[str, ...] = ()) -> tuple[list[str], list[str]]:
     """(words to add, prefixes to leave out): ``-NAME`` removes pyvmm's addition that starts with NAME.
 
-    Other words that start with ``-`` are the guest's own, and so is everything behind a ``--``.
+    ``further``: beginnings of additions that are not in ADDITIONS, for example ``ip=``. Other words that start with
+    ``-`` are the guest's own, and so is everything behind a ``--``.
     """
     end = words.index("--") if "--" in words else len(words)
-    removals = [
-        w for w in words[:end] if len(w) > 1 and w[0] == "-" and any(a.text.startswith(w[1:]) for a in ADDITIONS)
-    ]
+    texts = (*(a.text for a in ADDITIONS), *further)
+    removals = [w for w in words[:end] if len(w) > 1 and w[0] == "-" and any(t.startswith(w[1:]) for t in texts)]
     kept = [w for w in words[:end] if w not in removals] + words[end:]
     return kept, [w[1:] for w in removals]
