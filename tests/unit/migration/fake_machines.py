@@ -1,0 +1,171 @@
+"""A source and a target without KVM: memory, a flag for whether the guest runs, disks that one of them holds."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from pyvmm.errors import ChannelError, PyvmmError, SectionError
+from pyvmm.machine.dirty_tracker import PageSet
+from pyvmm.memory.guest_memory import PAGE_SIZE, GuestMemory, Region
+from pyvmm.migration.channel import Channel
+from pyvmm.migration.incoming import receive_guest
+from pyvmm.native import ffi, lib
+
+PAGES = 64
+
+
+class FakeDirty:
+    """Harvests what the test writes to memory."""
+
+    def __init__(self, memory: GuestMemory) -> None:
+        self._memory = memory
+        self.active = False
+
+    def start(self) -> None:
+        self.active = True
+        self.harvest()
+
+    def stop(self) -> None:
+        self.active = False
+
+    def harvest(self) -> list[PageSet]:
+        sets = []
+        for region in self._memory.regions:
+            bits = ffi.new("uint64_t[]", len(region.dirty.native))
+            lib.pv_dirty_harvest(region.dirty.native, bits, len(bits))
+            sets.append(PageSet(region, bits, int(lib.pv_dirty_count(bits, len(bits)))))
+        return sets
+
+
+class Loop:
+    """A machine's loop: carries out what is posted, on one thread, until it is closed."""
+
+    def __init__(self) -> None:
+        self._calls: queue.Queue[Callable[[], None] | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._main)
+        self._thread.start()
+
+    def post(self, call: Callable[[], None]) -> None:
+        self._calls.put(call)
+
+    def close(self) -> None:
+        self._calls.put(None)
+        self._thread.join(10)
+
+    def _main(self) -> None:
+        while (call := self._calls.get()) is not None:
+            call()
+
+
+class Machine:
+    """Either side."""
+
+    def __init__(self, *, running: bool) -> None:
+        self.memory = GuestMemory([Region(0, PAGES * PAGE_SIZE)])
+        self.dirty: Any = FakeDirty(self.memory)
+        self.running = running
+        self.holds_disks = running
+        self.held = False
+        self.state: dict[str, Any] = {}
+        self.while_running: Callable[[], None] = lambda: None
+        self.refuses: list[str] = []
+
+    def close(self) -> None:
+        self.memory.close()
+
+    def describe(self) -> dict[str, Any]:
+        self.while_running()
+        return {"pages": PAGES}
+
+    def differences(self, description: dict[str, Any]) -> list[str]:
+        return self.refuses or ([] if description == {"pages": PAGES} else ["pages"])
+
+    def is_running(self) -> bool:
+        return self.running
+
+    def pause(self) -> None:
+        self.running = False
+
+    def resume(self) -> None:
+        assert self.holds_disks, "a guest runs without its disks"
+        self.running = True
+
+    def save(self) -> bytes:
+        assert not self.running
+        return msgspec.msgpack.encode({"answer": 42})
+
+    def prepare(self, state: memoryview) -> Callable[[], None]:
+        try:
+            decoded = msgspec.msgpack.decode(state)
+        except msgspec.DecodeError as error:
+            raise SectionError("all", "(state)", str(error)) from None
+        return lambda: self.state.update(decoded)
+
+    def release_disks(self) -> None:
+        assert not self.running
+        self.holds_disks = False
+
+    def reclaim_disks(self) -> None:
+        self.holds_disks = True
+
+    def take_disks(self) -> None:
+        self.holds_disks = True
+
+    def hold_vcpus(self, held: bool) -> None:
+        self.held = held
+
+
+class Destination:
+    """receive_guest on a thread; ``problem`` is what it ended with."""
+
+    def __init__(self, sock: socket.socket, machine: Machine, stall: float) -> None:
+        self.problem: PyvmmError | None = None
+        self._channel = Channel(sock, stall=stall)
+        self._machine = machine
+        self._thread = threading.Thread(target=self._main)
+        self._thread.start()
+
+    def _main(self) -> None:
+        try:
+            receive_guest(self._channel, self._machine)
+        except PyvmmError as error:
+            self.problem = error
+        finally:
+            self._channel.close()
+
+    def join(self) -> None:
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+
+
+def relay(near: socket.socket, far: socket.socket, spoil: Callable[[int, bytes], bytes | None]) -> threading.Thread:
+    """Carry bytes from ``near`` to ``far`` through ``spoil(position, data)``; ``None`` cuts the link."""
+
+    def main() -> None:
+        at = 0
+        try:
+            while data := near.recv(4096):
+                spoilt = spoil(at, data)
+                at += len(data)
+                if spoilt is None:
+                    break
+                far.sendall(spoilt)
+        except OSError:
+            pass
+        for sock in (near, far):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    thread = threading.Thread(target=main)
+    thread.start()
+    return thread
+
+
+__all__ = ["PAGES", "ChannelError", "Destination", "Loop", "Machine", "relay"]
