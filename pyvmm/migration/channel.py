@@ -114,11 +114,31 @@ def _checksum(head: bytes | memoryview, payload: memoryview) -> int:
     return int(lib.pv_crc32c(crc, ffi.from_buffer(payload), payload.nbytes)) if payload.nbytes else int(crc)
 
 
-def connect(uri: str, *, timeout: float, stall: float) -> Channel:
-    """Connect to ``uri`` within ``timeout`` seconds. ConfigError: not a URI. ChannelError: nobody is there."""
+def connect(uri: str, *, timeout: float, stall: float, tls_creds: str = "", tls_hostname: str = "") -> Channel:
+    """Connect to ``uri`` within ``timeout`` seconds. ConfigError: not a URI. ChannelError: nobody is there.
+
+    ``tls_creds``: a folder of credentials (tls.py), empty for none; ``tls_hostname``: the name the other side's
+    certificate must have, if not the URI's host.
+    """
+    sock = _connect(uri, timeout)
+    sock.settimeout(stall)
+    if tls_creds:
+        from pyvmm.migration.tls import secure_client
+
+        family, _, rest = uri.partition(":")
+        host = rest.rpartition(":")[0].strip("[]") if family == "tcp" else None
+        try:
+            sock = secure_client(sock, tls_creds, tls_hostname or host)
+        except BaseException:
+            sock.close()
+            raise
+    return Channel(sock, stall=stall)
+
+
+def _connect(uri: str, timeout: float) -> socket.socket:
     family, address = parse_uri(uri)
     if family == "fd":
-        return Channel(_adopt(address), stall=stall)
+        return _adopt(address)
     deadline = time.monotonic() + timeout
     problem: OSError | None = None
     for kind, target in _addresses(family, address):
@@ -126,7 +146,7 @@ def connect(uri: str, *, timeout: float, stall: float) -> Channel:
         try:
             sock.settimeout(max(0.05, deadline - time.monotonic()))
             sock.connect(target)
-            return Channel(sock, stall=stall)
+            return sock
         except OSError as error:
             sock.close()
             problem = error
@@ -173,11 +193,24 @@ class Listener:
         assert sock is not None
         return sock.fileno()
 
-    def accept(self, *, timeout: float, stall: float) -> Channel:
-        """The first connection; nobody else is let in. ChannelError if none comes in time."""
+    def accept(self, *, timeout: float, stall: float, tls_creds: str = "") -> Channel:
+        """The first connection; nobody else is let in. ChannelError if none comes in time, or it fails TLS."""
+        sock = self._accept(timeout)
+        sock.settimeout(stall)
+        if tls_creds:
+            from pyvmm.migration.tls import secure_server
+
+            try:
+                sock = secure_server(sock, tls_creds)
+            except BaseException:
+                sock.close()
+                raise
+        return Channel(sock, stall=stall)
+
+    def _accept(self, timeout: float) -> socket.socket:
         if self._adopted is not None:
             sock, self._adopted = self._adopted, None
-            return Channel(sock, stall=stall)
+            return sock
         assert self._socket is not None
         self._socket.settimeout(timeout)
         try:
@@ -185,7 +218,7 @@ class Listener:
         except TimeoutError:
             raise ChannelError(f"nobody connected to {self.uri} for {timeout:g} s") from None
         self.close()  # a second one is refused by the kernel
-        return Channel(sock, stall=stall)
+        return sock
 
     def close(self) -> None:
         """Stop listening; harmless twice."""

@@ -184,8 +184,11 @@ class OutgoingMigration:
 
     def _migrate(self) -> None:
         source = self._source
-        stall = self._parameters.x_stall_timeout / 1000
-        channel = connect(self.uri, timeout=CONNECT_DEADLINE, stall=stall)
+        parameters = self._parameters
+        channel = connect(
+            self.uri, timeout=CONNECT_DEADLINE, stall=parameters.x_stall_timeout / 1000,
+            tls_creds=parameters.tls_creds, tls_hostname=parameters.tls_hostname,
+        )  # fmt: skip
         try:
             with self._lock:
                 self._channel = channel

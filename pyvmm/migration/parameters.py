@@ -56,6 +56,10 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forb
     max_cpu_throttle: Annotated[int, Meta(ge=1, le=99)] = 99
     throttle_trigger_threshold: Annotated[int, Meta(ge=1, le=100)] = 50
     """Percent of what was sent in a round that must be dirty again for the guest to be slowed down."""
+    tls_creds: str = ""
+    """A folder of credentials (``pyvmm certs``); empty: no TLS."""
+    tls_hostname: str = ""
+    """Name that the destination's certificate must have, if not the URI's host."""
     x_stall_timeout: Annotated[int, Meta(ge=100, le=3_600_000)] = 10_000
     """How long the peer may do nothing before it counts as gone. pyvmm's own."""
 
