@@ -57,6 +57,10 @@ class Device:
     def resume(self) -> None:
         """The machine goes on; follows a :meth:`pause`."""
 
+    def statistics(self) -> dict[str, int]:
+        """Counters for reports, by name; most devices count nothing."""
+        return {}
+
     def save(self) -> dict[str, Any]:
         """Everything :meth:`load` needs to go on exactly here."""
         raise NotImplementedError(f"save is not implemented for {type(self).__name__}")

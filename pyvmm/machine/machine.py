@@ -375,7 +375,7 @@ class Machine:
         self.close()
 
     def statistics(self) -> dict[str, Any]:
-        """Counters for reports: exits by vCPU and what the work-arounds did."""
+        """Counters for reports: exits by vCPU, what the work-arounds did, what devices count."""
         return {
             "cpus": [
                 {
@@ -389,6 +389,7 @@ class Machine:
                 for v in self.vcpus
             ],
             "instructions_carried_out": dict(self._exits.carried_out),
+            "devices": {each.section_id: counters for each in self.devices if (counters := each.statistics())},
             "resets": self.resets,
         }
 

@@ -5,12 +5,18 @@ Imports are inside: a machine pays only for the devices it has.
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pyvmm.machine.device_config import RngConfig
+from pyvmm.errors import ConfigError
+from pyvmm.machine.device_config import NetConfig, RngConfig
 from pyvmm.machine.machine import Machine
 from pyvmm.virtio.device import VirtioDevice
+
+if TYPE_CHECKING:
+    from pyvmm.net.backend import Backend
 
 
 def make_device(machine: Machine, config: Any) -> VirtioDevice:
@@ -24,6 +30,47 @@ def _rng(machine: Machine, config: RngConfig) -> VirtioDevice:
     return VirtioRng(machine.vm.native)
 
 
+def _net(machine: Machine, config: NetConfig) -> VirtioDevice:
+    from pyvmm.net.mac import default_mac, parse_mac
+    from pyvmm.virtio.net import VirtioNet
+
+    if config.mac is not None:
+        mac = parse_mac(config.mac)
+    else:
+        cards = [each for each in machine.config.devices if isinstance(each, NetConfig)]
+        mac = default_mac(machine.config.name, next(i for i, each in enumerate(cards) if each is config))
+    return VirtioNet(machine.vm.native, _net_backend(config), mac, _say)
+
+
+def _net_backend(config: NetConfig) -> Backend:
+    if config.backend == "stream":
+        if config.mtu is not None or config.bridge is not None:
+            raise ConfigError(f"--net {config.target}: mtu and bridge are a tap's; a stream has neither")
+        from pyvmm.net.stream import Stream
+
+        return Stream(config.target)
+    from pyvmm.net.tap import Tap
+
+    tap = Tap(config.target, mtu=config.mtu)
+    try:
+        if config.bridge is not None:
+            from pyvmm.net.bridge import attach
+
+            attach(tap.name, config.bridge)
+        tap.bring_up()
+    except BaseException:
+        tap.close()
+        raise
+    return tap
+
+
+def _say(text: str) -> None:
+    """One line for the user; whose terminal may be gone."""
+    with contextlib.suppress(OSError):
+        print(f"pyvmm: {text}", file=sys.stderr, flush=True)
+
+
 MAKERS: dict[type, Callable[[Machine, Any], VirtioDevice]] = {
     RngConfig: _rng,
+    NetConfig: _net,
 }

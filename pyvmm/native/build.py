@@ -15,12 +15,16 @@ HERE = Path(__file__).resolve().parent
 SOURCES = [
     "kvm_ioctl.c", "vcpu_run.c", "coalesced_ring.c", "guest_memory.c", "dirty_bitmap.c", "user_entry.c",
     "exception_frame.c", "virtqueue.c", "virtio_interrupt.c", "dirty_log.c", "ram_stream.c",
+    "net_backend.c", "net_frames.c", "net_pump.c",
 ]  # fmt: skip
 CDEFS = [
     "kvm_api.cdef.h", "core.cdef.h", "virtqueue.cdef.h", "virtio_interrupt.cdef.h", "dirty_log.cdef.h",
-    "ram_stream.cdef.h",
+    "ram_stream.cdef.h", "net_pump.cdef.h",
 ]  # fmt: skip
-HEADERS = ["kvm_api.h", "core.h", "user_entry.h", "virtqueue.h", "virtio_interrupt.h", "dirty_log.h", "ram_stream.h"]
+HEADERS = [
+    "kvm_api.h", "core.h", "user_entry.h", "virtqueue.h", "virtio_interrupt.h", "dirty_log.h", "ram_stream.h",
+    "net_pump.h",
+]  # fmt: skip
 
 ffibuilder = FFI()
 ffibuilder.cdef("".join((HERE / name).read_text() for name in CDEFS))

@@ -211,23 +211,57 @@ int pv_queue_pop(struct pv_queue *q, struct pv_chain *chain)
 	return PV_QUEUE_TAKEN;
 }
 
-/* Give a chain back, of whose writable bytes the first `written` were written (2.7.8); they are marked dirty. */
-int pv_queue_push(struct pv_queue *q, const struct pv_chain *chain, uint32_t written)
+/*
+ * Put back the `count` chains that were taken last and not given back: they are taken again next, in the same order.
+ * For a device that finds out what it needs them for only once it has them.
+ */
+int pv_queue_rewind(struct pv_queue *q, uint16_t count)
 {
 	if (!q->size || q->broken)
 		return PV_QUEUE_STOPPED;
-	if (written > chain->writable_bytes || chain->head >= q->size || q->next_used == q->next_avail)
+	if (count > (uint16_t)(q->next_avail - q->next_used))
+		return PV_QUEUE_MISUSED;
+	q->next_avail -= count;
+	return 0;
+}
+
+/*
+ * Write the used entry `ahead` places behind those the driver sees (2.7.8): the first `written` of the chain's writable
+ * bytes were written; they are marked dirty. pv_queue_publish() shows it.
+ */
+int pv_queue_put(struct pv_queue *q, const struct pv_chain *chain, uint16_t ahead, uint32_t written)
+{
+	if (!q->size || q->broken)
+		return PV_QUEUE_STOPPED;
+	if (written > chain->writable_bytes || chain->head >= q->size || ahead >= (uint16_t)(q->next_avail - q->next_used))
 		return PV_QUEUE_MISUSED;
 	pv_chain_mark(q, chain, 0, written);
 	uint32_t entry[2] = {chain->head, written};
-	uint8_t *at = q->used + RING_ENTRIES + 8u * (q->next_used & (q->size - 1));
+	uint8_t *at = q->used + RING_ENTRIES + 8u * ((uint16_t)(q->next_used + ahead) & (q->size - 1));
 	memcpy(at, entry, sizeof(entry));
 	mark(q->used_region, at, sizeof(entry));
-	q->next_used++;
-	/* 2.7.8.2: the entry, and what the chain's buffers hold, before the index that offers it. */
+	return 0;
+}
+
+/* Show the driver `count` entries that were put, all at once. */
+int pv_queue_publish(struct pv_queue *q, uint16_t count)
+{
+	if (!q->size || q->broken)
+		return PV_QUEUE_STOPPED;
+	if (count > (uint16_t)(q->next_avail - q->next_used))
+		return PV_QUEUE_MISUSED;
+	q->next_used += count;
+	/* 2.7.8.2: the entries, and what the chains' buffers hold, before the index that offers them. */
 	__atomic_store_n((uint16_t *)(q->used + RING_IDX), q->next_used, __ATOMIC_RELEASE);
 	mark(q->used_region, q->used + RING_IDX, 2);
 	return 0;
+}
+
+/* Give one chain back. */
+int pv_queue_push(struct pv_queue *q, const struct pv_chain *chain, uint32_t written)
+{
+	int problem = pv_queue_put(q, chain, 0, written);
+	return problem ? problem : pv_queue_publish(q, 1);
 }
 
 /*

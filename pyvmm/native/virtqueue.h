@@ -65,6 +65,9 @@ int pv_queue_start(struct pv_queue *q, struct pv_vm *vm, uint16_t size, uint64_t
 		   int event_idx, int indirect);
 void pv_queue_stop(struct pv_queue *q);
 int pv_queue_pop(struct pv_queue *q, struct pv_chain *chain);
+int pv_queue_rewind(struct pv_queue *q, uint16_t count);
+int pv_queue_put(struct pv_queue *q, const struct pv_chain *chain, uint16_t ahead, uint32_t written);
+int pv_queue_publish(struct pv_queue *q, uint16_t count);
 int pv_queue_push(struct pv_queue *q, const struct pv_chain *chain, uint32_t written);
 int pv_queue_wants_interrupt(struct pv_queue *q);
 int pv_queue_enable_kicks(struct pv_queue *q);

@@ -56,6 +56,8 @@ class Tap:
     poll reports an error; so do the methods here, as HostError.
     """
 
+    carries_header = True
+
     def __init__(self, name: str, *, mtu: int | None = None) -> None:
         self.name = check_name(name)
         self.fd = _open_clone()

@@ -113,6 +113,10 @@ class VirtioDevice:
         What is in flight is finished, or put back, first: a suspended queue has no chain out.
         """
 
+    def statistics(self) -> dict[str, int]:
+        """Counters for reports, by name."""
+        return {}
+
     def close(self) -> None:
         """End the device's threads, if any, and give back what it owns. Called once, nothing else after it."""
 

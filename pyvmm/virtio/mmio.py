@@ -154,6 +154,10 @@ class VirtioMmio(StatefulDevice[MmioState]):
             for queue in self.device.queues:
                 self._doorbell(queue.index)
 
+    def statistics(self) -> dict[str, int]:
+        """The device's."""
+        return self.device.statistics()
+
     def pause(self) -> None:
         """No queue is used until :meth:`resume`; what is in flight is finished first."""
         with self.lock:

@@ -110,6 +110,11 @@ class VirtQueue:
         self.device_area = 0
 
     @property
+    def native(self) -> Any:
+        """``struct pv_queue *``, for native code that serves the queue; lives as long as this object."""
+        return self._native
+
+    @property
     def ready(self) -> bool:
         """Whether the driver has handed the ring over."""
         return bool(self._native.size)
