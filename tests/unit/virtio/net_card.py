@@ -55,6 +55,10 @@ class PairBackend:
         self._mine.close()
         self.peer.close()
 
+    def narrow(self) -> None:
+        """Let the card's end hold no more than a frame or so that the peer has not read."""
+        self._mine.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
+
     # -- the peer's side --
 
     def send(self, frame: bytes, header: bytes = bytes(12)) -> None:

@@ -1,0 +1,463 @@
+"""virtio-net: real pump, real descriptors, a driver and a peer in Python."""
+
+from __future__ import annotations
+
+import struct
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyvmm.errors import SectionError
+from pyvmm.virtio import mmio
+from pyvmm.virtio import net_features as features
+from pyvmm.virtio.device import F_VERSION_1
+from pyvmm.virtio.mmio import ACKNOWLEDGE, DRIVER, FEATURES_OK
+from pyvmm.virtio.queue import F_EVENT_IDX
+from tests.unit.virtio.fake_driver import Buffer
+from tests.unit.virtio.net_card import ANY, CONTROLLED, MAC, Card, card, until
+
+BOTH = pytest.mark.parametrize("packets", [False, True], ids=["stream", "tap"])
+PLAIN = F_VERSION_1
+NEEDS_CSUM, TCPV4, UDP = 1, 1, 3
+EVERYTHING = ANY | features.OFFLOADS | features.F_CTRL_VQ
+
+
+def frame(number: int, size: int = 60) -> bytes:
+    return (number.to_bytes(4, "big") * (size // 4 + 1))[:size]
+
+
+def header(flags: int = 0, gso: int = 0, hdr_len: int = 0, gso_size: int = 0, start: int = 0, offset: int = 0) -> bytes:
+    return struct.pack("<BBHHHHH", flags, gso, hdr_len, gso_size, start, offset, 0)
+
+
+def settled(c: Card) -> dict[str, int]:
+    """The counters once the driver's transmit queue is empty."""
+    until(lambda: not c.queues[1].collect() and len(c.queues[1].free) == c.queues[1].size, "the end of transmission")
+    return c.device.statistics()
+
+
+# -- frames -------------------------------------------------------------------------------------
+
+
+@BOTH
+@pytest.mark.parametrize("negotiated", [PLAIN, ANY, ANY & ~F_EVENT_IDX], ids=["plain", "any", "flags"])
+def test_frames_arrive_whole_and_in_order_both_ways(packets: bool, negotiated: int) -> None:
+    with card(packets=packets) as c:
+        c.bring_up(negotiated)
+        lead = bytes(12) if packets else b""
+        for number in range(300):
+            c.post(1)
+            sent = frame(number, 14 + number * 4 % 1500)
+            c.backend.send(sent)
+            got = c.received()
+            assert got is not None and got[1:] == (sent, 1)
+            c.transmit(sent)
+            assert c.backend.receive() == lead + sent
+        counters = c.device.statistics()
+        assert counters["rx_frames"] == counters["tx_frames"] == 300
+        assert sum(counters.values()) == 600 + counters["rx_bytes"] + counters["tx_bytes"]  # nothing was dropped
+
+
+@BOTH
+def test_bursts_arrive_in_order(packets: bool) -> None:
+    with card(packets=packets) as c:
+        c.bring_up()
+        for number in range(200):
+            c.backend.send(frame(number))
+        for number in range(200):  # they wait in the backend while there are no buffers
+            c.post(1)
+            got = c.received()
+            assert got is not None and got[1] == frame(number)
+        for number in range(200):
+            c.transmit(frame(number))
+        for number in range(200):
+            assert c.backend.receive()[-60:] == frame(number)
+
+
+@BOTH
+def test_frames_wait_for_buffers_and_the_driver_is_asked_to_ring(packets: bool) -> None:
+    with card(packets=packets) as c:
+        c.bring_up()
+        c.backend.send(frame(1))
+        time.sleep(0.05)
+        before = time.thread_time()
+        assert c.received(wait=False) is None
+        c.post(1)
+        got = c.received()
+        assert got is not None and got[1] == frame(1)
+        assert time.thread_time() - before < 5
+
+
+@BOTH
+def test_a_large_frame_is_spread_over_buffers_and_small_ones_after_it_are_not(packets: bool) -> None:
+    with card(packets=packets) as c:
+        c.bring_up()
+        for number, size in enumerate([60, 1514, 1515, 9000, 65000, 60, 30000]):
+            c.post(len(c.queues[0].free))
+            c.backend.send(frame(number, size))
+            got = c.received()
+            assert got is not None
+            assert got[1:] == (frame(number, size), -(-(size + 12) // 1526))
+
+
+@BOTH
+def test_a_frame_that_needs_more_buffers_than_there_are_waits_for_them(packets: bool) -> None:
+    with card(packets=packets) as c:
+        c.bring_up()
+        c.post(2, 1000)
+        c.memory.clean()
+        before = c.memory.snapshot()
+        c.backend.send(frame(7, 3000))
+        c.backend.send(frame(8))
+        time.sleep(0.05)
+        assert c.received(wait=False) is None
+        c.memory.changes(before)  # what was tried out is marked, too
+        c.post(2, 1000)
+        got = c.received()
+        assert got is not None and got[1:] == (frame(7, 3000), 4)
+        c.post(1)
+        got = c.received()
+        assert got is not None and got[1] == frame(8)
+
+
+@BOTH
+def test_frames_too_large_for_any_buffers_are_dropped(packets: bool) -> None:
+    """Without MRG_RXBUF a frame must fit one buffer; with it, all the queue could hold."""
+    with card(packets=packets) as c:
+        c.bring_up(PLAIN)
+        c.post(2)
+        c.backend.send(frame(1, 1515))
+        c.backend.send(frame(2, 1514))
+        got = c.received()
+        assert got is not None and got[1:] == (frame(2, 1514), 1)
+        assert c.device.statistics()["rx_oversized"] == 1
+        c.bring_up(ANY, size=4)
+        c.post(4)
+        c.backend.send(frame(3, 4 * 1526))
+        c.backend.send(frame(4))
+        got = c.received()
+        assert got is not None and got[1] == frame(4)
+        assert c.device.statistics()["rx_oversized"] == 2
+
+
+def test_the_mtu_bounds_frames_but_not_segments() -> None:
+    with card(packets=True, mtu=1500) as c:
+        c.bring_up(EVERYTHING | features.F_MTU)
+        assert struct.unpack_from("<H", c.device.configuration(), 10)[0] == 1500
+        c.post(64)
+        c.backend.send(frame(1, 1530))
+        c.backend.send(frame(2, 1530), header(NEEDS_CSUM, TCPV4, 54, 1448, 34, 16))
+        got = c.received()
+        assert got is not None and got[1] == frame(2, 1530)
+        assert c.device.statistics()["rx_oversized"] == 1
+
+
+def test_runts_are_dropped() -> None:
+    with card() as c:
+        c.bring_up()
+        c.post(1)
+        c.backend.send(bytes(13))
+        c.backend.send(frame(1, 14))
+        got = c.received()
+        assert got is not None and got[1] == frame(1, 14)
+        assert c.device.statistics()["rx_undersized"] == 1
+
+
+@BOTH
+@given(st.lists(st.integers(1, 1511), max_size=6, unique=True).map(sorted), st.integers(14, 1500))
+@settings(max_examples=40, deadline=None)
+def test_however_a_chain_is_cut_the_frame_is_the_same(packets: bool, cuts: list[int], size: int) -> None:
+    with card(packets=packets) as c:
+        c.bring_up()
+        c.transmit(frame(3, size), cuts=tuple(cut for cut in cuts if cut < size + 12))
+        assert c.backend.receive()[-size:] == frame(3, size)
+
+
+@BOTH
+def test_a_chain_of_more_pieces_than_writev_takes(packets: bool) -> None:
+    with card(packets=packets) as c:
+        c.bring_up()
+        data = bytes(12) + frame(5, 1488)
+        c.memory.memory.write(0x80000, data)
+        table = 0x90000
+        pieces = [Buffer(0x80000 + at, 1, False) for at in range(len(data))]
+        driver = c.queues[1]
+        driver.offer(pieces[:1024] + [Buffer(0x80000 + 1024, len(data) - 1024, False)], indirect_table=table)
+        c.ring(1)
+        # One more than a table may have: refused like any chain that is too long.
+        until(lambda: c.needs_reset, "DEVICE_NEEDS_RESET")
+        c.bring_up()
+        c.queues[1].offer([*pieces[:1023], Buffer(0x80000 + 1023, len(data) - 1023, False)], indirect_table=table)
+        c.ring(1)
+        assert c.backend.receive()[-1488:] == frame(5, 1488)
+
+
+def test_a_peer_that_does_not_read_stops_the_sender_but_loses_nothing() -> None:
+    with card() as c:
+        c.bring_up()
+        c.backend.narrow()
+        sent, large = 32, 60000
+        for number in range(sent):
+            at = 0x200000 + number * 0xF000
+            c.memory.memory.write(at, bytes(12) + frame(number, large))
+            c.offer(1, [Buffer(at, 12 + large, False)])
+        time.sleep(0.05)
+        c.queues[1].collect()
+        assert len(c.queues[1].free) < 64, "the socket took everything: no back-pressure was there"
+        for number in range(sent):
+            assert c.backend.receive() == frame(number, large)
+        assert settled(c)["tx_frames"] == sent
+
+
+# -- headers ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given_header", "size", "seen"),
+    [
+        (header(), 60, header()),
+        (header(flags=0xFE), 60, header()),  # bits that the device ignores
+        (header(hdr_len=7, gso_size=7, start=7, offset=7), 60, header()),
+        (header(NEEDS_CSUM, start=34, offset=16), 60, header(NEEDS_CSUM, start=34, offset=16)),
+        (header(NEEDS_CSUM, start=34, offset=24), 60, header(NEEDS_CSUM, start=34, offset=24)),
+        (header(NEEDS_CSUM, start=34, offset=25), 60, None),
+        (header(NEEDS_CSUM, start=13, offset=16), 60, None),
+        (header(NEEDS_CSUM, start=0xFFFF, offset=0xFFFF), 60, None),
+        (header(NEEDS_CSUM, TCPV4, 54, 1448, 34, 16), 3000, header(NEEDS_CSUM, TCPV4, 54, 1448, 34, 16)),
+        (header(NEEDS_CSUM, TCPV4, 9999, 1448, 34, 16), 3000, header(NEEDS_CSUM, TCPV4, 3000, 1448, 34, 16)),
+        (header(NEEDS_CSUM, TCPV4, 54, 0, 34, 16), 3000, None),
+        (header(0, TCPV4, 54, 1448, 34, 16), 3000, None),
+        (header(NEEDS_CSUM, TCPV4, 54, 1448, 34, 16), 53, None),
+        (header(NEEDS_CSUM, TCPV4 | 0x80, 54, 1448, 34, 16), 3000, None),  # ECN was not offered
+        (header(NEEDS_CSUM, UDP, 42, 1448, 34, 6), 3000, None),
+        (header(NEEDS_CSUM, 0x7F, 42, 1448, 34, 6), 3000, None),
+    ],
+)
+def test_headers_are_checked_before_the_host_sees_them(given_header: bytes, size: int, seen: bytes | None) -> None:
+    with card(packets=True) as c:
+        c.bring_up(EVERYTHING)
+        c.transmit(frame(1, size), given_header)
+        c.transmit(frame(2))
+        if seen is not None:
+            assert c.backend.receive() == seen + frame(1, size)
+        assert c.backend.receive() == header() + frame(2)
+        assert settled(c)["tx_malformed"] == (seen is None)
+
+
+@pytest.mark.parametrize("given_header", [header(NEEDS_CSUM, start=34, offset=16), header(1, TCPV4, 54, 1448, 34, 16)])
+def test_offloads_that_were_not_negotiated_are_malformed(given_header: bytes) -> None:
+    with card(packets=True) as c:
+        c.bring_up(ANY)
+        c.transmit(frame(1), given_header)
+        assert settled(c)["tx_malformed"] == 1 and c.backend.silent()
+
+
+@BOTH
+@pytest.mark.parametrize("size", [0, 1, 12, 25, 65613, 200_000])
+def test_chains_that_are_no_frame_are_dropped(packets: bool, size: int) -> None:
+    with card(packets=packets) as c:
+        c.bring_up()
+        c.offer(1, [Buffer(0x200000, size, False)])
+        assert settled(c)["tx_malformed"] == 1
+        c.transmit(frame(2))
+        assert c.backend.receive()[-60:] == frame(2)
+
+
+def test_without_guest_csum_the_driver_sees_no_flags() -> None:
+    with card(packets=True) as c:
+        for negotiated, seen in ((ANY, 0), (EVERYTHING, 2)):
+            c.bring_up(negotiated)
+            c.post(1)
+            c.backend.send(frame(1), header(flags=2))  # DATA_VALID
+            got = c.received()
+            assert got is not None and got[0][0] == seen
+
+
+# -- hostile rings ------------------------------------------------------------------------------
+
+
+@BOTH
+@pytest.mark.parametrize("queue", [0, 1])
+@pytest.mark.parametrize("buffer", [Buffer(1 << 40, 2000, True), Buffer(0x200000, 8, True), Buffer(0x200000, 0, True)])
+def test_a_broken_buffer_needs_a_reset_and_a_reset_mends_it(packets: bool, queue: int, buffer: Buffer) -> None:
+    with card(packets=packets) as c:
+        c.bring_up()
+        if queue == 1 and buffer.gpa < 1 << 40:
+            buffer = Buffer(1 << 40, 100, False)
+        c.offer(queue, [buffer])
+        c.backend.send(frame(1))
+        until(lambda: c.needs_reset, "DEVICE_NEEDS_RESET")
+        assert c.signal.pulses()
+        c.bring_up()
+        c.post(1)
+        c.transmit(frame(2))
+        assert c.backend.receive()[-60:] == frame(2)
+        c.backend.send(frame(3))
+        got = c.received()
+        assert got is not None and got[1] == frame(3)
+
+
+def test_receive_buffers_that_may_be_read_need_a_reset() -> None:
+    with card() as c:
+        c.bring_up()
+        c.offer(0, [Buffer(0x200000, 100, False), Buffer(0x201000, 2000, True)])
+        c.backend.send(frame(1))
+        until(lambda: c.needs_reset, "DEVICE_NEEDS_RESET")
+
+
+def test_queues_that_are_not_set_up_are_left_alone() -> None:
+    with card() as c:
+        c.bring_up()
+        for index in (0, 1):
+            c.put(mmio.QUEUE_SEL, index)
+            c.put(mmio.QUEUE_READY, 0)
+        c.backend.send(frame(1))
+        c.ring(0)
+        c.ring(1)
+        time.sleep(0.05)
+        assert not c.needs_reset
+
+
+# -- features, configuration --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wanted", "accepted"),
+    [
+        (features.F_GUEST_TSO4, False), (features.F_GUEST_TSO4 | features.F_GUEST_CSUM, True),
+        (features.F_GUEST_TSO6, False), (features.F_HOST_TSO4, False), (features.F_HOST_TSO6 | features.F_CSUM, True),
+        (features.F_CTRL_RX, False), (features.F_CTRL_RX | features.F_CTRL_VQ, True),
+        (features.F_GUEST_ANNOUNCE, False), (features.F_CTRL_MAC_ADDR, False), (features.F_CTRL_GUEST_OFFLOADS, False),
+        (1 << 22, False),
+    ],
+)  # fmt: skip
+def test_features_that_need_each_other(wanted: int, accepted: bool) -> None:
+    with card(packets=True) as c:
+        c.put(mmio.STATUS, ACKNOWLEDGE)
+        c.put(mmio.STATUS, ACKNOWLEDGE | DRIVER)
+        c.put(mmio.DRIVER_FEATURES, wanted)
+        c.put(mmio.DRIVER_FEATURES_SEL, 1)
+        c.put(mmio.DRIVER_FEATURES, 1)
+        c.put(mmio.STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK)
+        assert bool(c.get(mmio.STATUS) & FEATURES_OK) == accepted
+
+
+def test_a_stream_offers_no_offloads() -> None:
+    with card() as c:
+        assert not c.device.features & (features.OFFLOADS | features.F_MTU)
+    with card(packets=True) as c:
+        assert c.device.features & features.OFFLOADS == features.OFFLOADS
+
+
+def test_the_backend_hears_what_the_driver_copes_with() -> None:
+    with card(packets=True) as c:
+        c.bring_up(EVERYTHING)
+        c.bring_up(ANY | features.F_GUEST_CSUM)
+        c.bring_up(ANY)
+        assert c.backend.offloads == [7, 1, 0]
+
+
+def test_configuration_space() -> None:
+    with card() as c:
+        assert c.device.configuration() == MAC + struct.pack("<HHH", 1, 1, 0)
+        c.put(mmio.CONFIG, 0)  # 5.1.4.2: the driver must not, and it has no effect
+        assert c.device.configuration()[:6] == MAC
+
+
+# -- commands -----------------------------------------------------------------------------------
+
+
+def test_commands() -> None:
+    with card(packets=True) as c:
+        c.bring_up(c.device.features | ANY)
+        assert c.command(0, 0, b"\x01") == 0  # promiscuous
+        assert c.command(0, 1, b"\x00") == 0  # all multicast
+        assert c.command(0, 2, b"\x00") == 1
+        assert c.command(0, 0, b"") == 1
+        table = struct.pack("<I6s", 1, MAC) + struct.pack("<I", 0)
+        assert c.command(1, 0, table) == 0
+        assert c.command(1, 0, table + b"x") == 1
+        assert c.command(1, 0, struct.pack("<I", 0xFFFFFFFF)) == 1
+        assert c.command(1, 1, b"\x02\x00\x00\x00\x00\x07") == 0
+        assert c.device.configuration()[:6] == b"\x02\x00\x00\x00\x00\x07"
+        assert c.command(1, 1, b"\x03\x00\x00\x00\x00\x07") == 1
+        assert c.command(5, 0, features.F_GUEST_CSUM.to_bytes(8, "little")) == 0
+        assert c.backend.offloads[-1] == 1
+        assert c.command(5, 0, (1 << 10).to_bytes(8, "little")) == 1
+        assert c.command(9, 9, b"") == 1
+
+
+def test_commands_of_features_that_were_not_negotiated() -> None:
+    with card(packets=True) as c:
+        c.bring_up(CONTROLLED)
+        for kind, number, data in ((0, 0, b"\1"), (1, 0, bytes(8)), (1, 1, bytes(6)), (3, 0, b""), (5, 0, bytes(8))):
+            assert c.command(kind, number, data) == 1
+
+
+def test_announcing() -> None:
+    with card() as c:
+        assert not c.device.announce()
+        c.bring_up(CONTROLLED | features.F_GUEST_ANNOUNCE)
+        c.signal.pulses()
+        assert c.device.announce()
+        assert c.signal.pulses() == 1 and c.device.configuration()[6] == 3
+        assert c.command(3, 0, b"") == 0
+        assert c.device.configuration()[6] == 1
+
+
+@given(st.binary(max_size=40))
+@settings(max_examples=60, deadline=None)
+def test_no_command_is_too_strange(command: bytes) -> None:
+    with card(packets=True) as c:
+        c.bring_up(c.device.features | ANY)
+        assert c.command(*(command + b"\0\0")[:2], command[2:] or b"\0") in (0, 1)
+        assert not c.needs_reset
+
+
+# -- saved state --------------------------------------------------------------------------------
+
+
+def test_a_driver_goes_on_after_its_state_moved() -> None:
+    with card(packets=True) as one, card(packets=True) as other:
+        one.bring_up(EVERYTHING | features.F_CTRL_MAC_ADDR | features.F_CTRL_RX)
+        one.post(4)
+        assert one.command(1, 1, b"\x02\x00\x00\x00\x00\x07") == 0
+        assert one.command(5, 0, features.F_GUEST_CSUM.to_bytes(8, "little")) == 0
+        one.transport.pause()
+        other.backend.send(frame(9))  # for the driver that is about to come: not stale
+        other.memory.memory.write(0, one.memory.memory.read(0, one.memory.memory.size))
+        other.transport.load(one.transport.save())
+        other.transport.kick()
+        assert other.device.configuration()[:6] == b"\x02\x00\x00\x00\x00\x07"
+        assert other.backend.offloads == [1]
+        other.queues, other.posted = one.queues, one.posted
+        for driver in other.queues:
+            driver.memory = other.memory.memory
+        got = other.received()
+        assert got is not None and got[1] == frame(9)
+        assert other.transport.save()["device"] == one.transport.save()["device"]
+
+
+def test_a_link_that_differs_where_the_state_arrives_is_told() -> None:
+    with card() as one, card() as other:
+        one.bring_up()
+        one.transport.pause()
+        other.device.set_link(False)
+        other.memory.memory.write(0, one.memory.memory.read(0, one.memory.memory.size))
+        other.transport.load(one.transport.save())
+        other.transport.kick()
+        until(lambda: other.device.configuration()[6] == 0, "the link's state")
+        assert other.get(mmio.INTERRUPT_STATUS) & mmio.CONFIGURATION_CHANGE
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("mac", b"12345"), ("link_up", 1), ("guest_offloads", 1 << 40), ("guest_offloads", -1)]
+)
+def test_states_that_none_has(field: str, value: object) -> None:
+    with card() as c:
+        state = c.transport.save()
+        state["device"] = {**state["device"], field: value}
+        with pytest.raises(SectionError, match=field):
+            c.transport.load(state)
