@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import select
 import socket
@@ -175,14 +176,18 @@ class Card:
         at = self.room(len(data))
         self.memory.memory.write(at, data)
         places = [0, *cuts, len(data)]
-        pieces = [Buffer(at + a, b - a, False) for a, b in zip(places, places[1:], strict=False)]
+        pieces = [Buffer(at + a, b - a, False) for a, b in itertools.pairwise(places)]
         until(lambda: self.queues[1].collect() is not None and len(self.queues[1].free) >= len(pieces), "room to send")
         self.offer(1, pieces)
 
     def received(self, wait: bool = True) -> tuple[bytes, bytes, int] | None:
         """(header, frame, buffers) of the next frame; ``None``: none came."""
-        got: list[tuple[int, int]] = []
-        until(lambda: bool(got.extend(self._collect_one()) or got) or not wait, "a frame")
+        got = self._collect_one()
+        deadline = time.monotonic() + DEADLINE
+        while wait and not got:
+            assert time.monotonic() < deadline, "a frame did not come"
+            time.sleep(0.0005)
+            got = self._collect_one()
         if not got:
             return None
         header = self.memory.memory.read(self.posted[got[0][0]].gpa, 12)

@@ -184,7 +184,7 @@ def test_a_chain_of_more_pieces_than_writev_takes(packets: bool) -> None:
         table = 0x90000
         pieces = [Buffer(0x80000 + at, 1, False) for at in range(len(data))]
         driver = c.queues[1]
-        driver.offer(pieces[:1024] + [Buffer(0x80000 + 1024, len(data) - 1024, False)], indirect_table=table)
+        driver.offer([*pieces[:1024], Buffer(0x80000 + 1024, len(data) - 1024, False)], indirect_table=table)
         c.ring(1)
         # One more than a table may have: refused like any chain that is too long.
         until(lambda: c.needs_reset, "DEVICE_NEEDS_RESET")
@@ -412,7 +412,8 @@ def test_announcing() -> None:
 def test_no_command_is_too_strange(command: bytes) -> None:
     with card(packets=True) as c:
         c.bring_up(c.device.features | ANY)
-        assert c.command(*(command + b"\0\0")[:2], command[2:] or b"\0") in (0, 1)
+        kind, number = (command + b"\0\0")[:2]
+        assert c.command(kind, number, command[2:] or b"\0") in (0, 1)
         assert not c.needs_reset
 
 
