@@ -27,6 +27,12 @@ MAC = bytes.fromhex("525400123456")
 DEADLINE = 10.0
 ANY = F_VERSION_1 | features.F_MRG_RXBUF | F_EVENT_IDX | F_INDIRECT_DESC | features.F_STATUS
 CONTROLLED = ANY | features.F_CTRL_VQ
+EVERYTHING = CONTROLLED | features.OFFLOADS
+
+
+def frame(number: int, size: int = 60) -> bytes:
+    """A frame that shows whose it is and whether all of it is there."""
+    return (number.to_bytes(4, "big") * (size // 4 + 1))[:size]
 
 
 class PairBackend:
