@@ -124,6 +124,8 @@ def config_of(args: argparse.Namespace) -> MachineConfig:
         timeout=parse_timeout(args.timeout),
         # A kernel that panics resets: without this it would boot and panic for ever, unseen.
         no_reboot=args.no_reboot or bool(args.exec),
+        no_shutdown=args.no_shutdown,
+        start_paused=args.start_paused,
         devices=devices,
         quirks=quirks,
     )

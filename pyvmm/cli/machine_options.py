@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pyvmm import __version__
 from pyvmm.cli.device_options import add_device_options
 from pyvmm.cli.messages import complain
+from pyvmm.cli.monitor_options import add_monitor_options, endpoints_of
 from pyvmm.errors import EXIT_GUEST_CRASHED, ConfigError
 from pyvmm.host.profile import QUIRKS
 from pyvmm.machine.config import MachineConfig
@@ -21,6 +23,7 @@ from pyvmm.machine.ending import Ending
 
 if TYPE_CHECKING:
     from pyvmm.machine.machine import Machine
+    from pyvmm.qmp.endpoints import Endpoint
 
 
 
@@ -37,7 +40,8 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     add("--no-reboot", action="store_true", help="end instead of restarting when the guest resets")
     add("--no-acpi", action="store_true", help="do not hand ACPI tables to the guest")
     add_device_options(parser)
-    add("--name", metavar="NAME", help="name of the machine")
+    add("--name", metavar="NAME", help="name of the machine, by which pyvmm list, stop, quit... find it")
+    add_monitor_options(parser)
     add("--report", metavar="FILE", help="write how it ended to FILE, as JSON")
     add("--trace", metavar="PATTERN", action="append", default=[],
         help="trace events, for example 'vcpu_*,file=t.json,format=chrome'; may be repeated")  # fmt: skip
@@ -104,32 +108,39 @@ def run_machine(
         for option in args.trace:
             control.enable_from_option(option)
     try:
-        return _run(config, args.report, prepare, conclude)
+        with endpoints_of(config, args) as (named, endpoints):
+            return _run(named, endpoints, args.report, prepare, conclude)
     finally:
-        if args.trace:
+        if "pyvmm.trace.control" in sys.modules:  # a QMP client may have turned events on
+            from pyvmm.trace import control
+
             control.close_all()
 
 
 def _run(
     config: MachineConfig,
+    endpoints: list[Endpoint],
     report_path: str | None,
     prepare: Callable[[Machine], ConsoleOutput | None] | None,
     conclude: Callable[[Ending], Ending] | None,
 ) -> tuple[Ending, dict[str, Any]]:
     from pyvmm.cli.terminal import EscapeKeys, raw_terminal, say
     from pyvmm.machine.builder import build_machine, install_kick_signal
+    from pyvmm.qmp.monitor import Monitor
 
     if report_path is not None:
         _check_writable(report_path)
     quirks = resolve_quirks(config.quirks)
     install_kick_signal()
     with build_machine(config, quirks) as machine, contextlib.ExitStack() as outputs:
+        if endpoints:
+            outputs.enter_context(Monitor(machine, endpoints))
         further = prepare(machine) if prepare is not None else None
         if further is not None:
             outputs.callback(further.close)
 
         def quit_() -> None:
-            machine.request_end(Ending(kind="quit", reason="quit from the console"))
+            machine.request_end(Ending(kind="quit", reason="quit from the console", asked_by="console"))
 
         def flushed(seconds: float) -> bool:
             return machine.backend.flush(seconds) and (further is None or further.flush(seconds))
@@ -169,7 +180,8 @@ def _ending_signals(machine: Machine) -> Iterator[list[Ending]]:
     signalled: list[Ending] = []
 
     def handler(number: int, _frame: object) -> None:
-        ending = Ending(kind="quit", status=128 + number, reason=f"ended by {signal.Signals(number).name}")
+        reason = f"ended by {signal.Signals(number).name}"
+        ending = Ending(kind="quit", status=128 + number, reason=reason, asked_by="signal")
         signalled.append(ending)
         machine.request_end(ending)
 

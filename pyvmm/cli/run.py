@@ -80,6 +80,8 @@ def config_of(args: argparse.Namespace) -> MachineConfig:
         debug_exit=parse_debug_exit(args.debug_exit) if args.debug_exit is not None else DebugExitConfig(),
         timeout=parse_timeout(args.timeout) if args.timeout is not None else (guest.timeout if guest else None),
         no_reboot=args.no_reboot,
+        no_shutdown=args.no_shutdown,
+        start_paused=args.start_paused,
         devices=settle_address(devices_of(args), words, removed),
         quirks=quirks,
     )

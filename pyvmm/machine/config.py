@@ -50,6 +50,9 @@ class MachineConfig(msgspec.Struct, frozen=True, kw_only=True):
     debug_exit: DebugExitConfig = DebugExitConfig()
     timeout: float | None = None
     no_reboot: bool = False
+    no_shutdown: bool = False
+    """When the guest ends, the machine stays, to be looked at, reset or quit."""
+    start_paused: bool = False
     quirks: frozenset[str] | None = None
     """``None``: what the host profile asks for."""
 

@@ -19,6 +19,8 @@ class Ending(msgspec.Struct, frozen=True, kw_only=True):
     """Process exit status that goes with it."""
     reason: str = ""
     """One line for people."""
+    asked_by: str | None = None
+    """Who quit it: ``signal``, ``console``, ``qmp``."""
     value: int | None = None
     """What the guest wrote to debug-exit."""
     crash: dict[str, Any] | None = None

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -31,9 +31,11 @@ from pyvmm.machine.config import MachineConfig
 from pyvmm.machine.crash_report import crash_report
 from pyvmm.machine.dirty_tracker import DirtyTracker
 from pyvmm.machine.ending import Ending, crashed, timed_out
-from pyvmm.machine.event_loop import EventLoop, clear_eventfd
+from pyvmm.machine.event_loop import EventLoop
 from pyvmm.machine.exit_handler import ExitHandler
 from pyvmm.machine.halt_watch import HaltWatch, cannot_wake
+from pyvmm.machine.observer import Observers
+from pyvmm.machine.output_watch import OutputWatch
 from pyvmm.machine.run_state import RunState, RunStateTracker
 from pyvmm.machine.serial_backend import SerialBackend
 from pyvmm.machine.sinks import SinkCollector
@@ -47,9 +49,9 @@ if TYPE_CHECKING:
 
 T = trace_group("machine")
 
-RING_TICK = 0.02
-"""Seconds after which output of a guest that makes no exits is fetched from KVM's coalesced ring."""
 ACPI_S5 = 5
+_ENDS_FROM_OUTSIDE = frozenset({"quit", "timeout"})
+"""These end the process, too, when ``no_shutdown`` keeps it after the guest's own end."""
 
 
 class Machine:
@@ -88,6 +90,7 @@ class Machine:
         self.image: LoadedImage | None = None
         self.ending: Ending | None = None
         self.owned = contextlib.ExitStack()
+        self.observers = Observers()
         self.power_button: Callable[[], None] = lambda: None
         self.resets = 0
         self.started_at = 0.0
@@ -157,33 +160,52 @@ class Machine:
         return self._run_state.state
 
     def start(self) -> None:
-        """prelaunch -> running."""
+        """prelaunch -> running, unless the configuration says that somebody else will resume it."""
         self.started_at = time.monotonic()
         for thread in self.threads:
             thread.start()
-        self._watch_output()
+        OutputWatch(self.loop, self.collector, self.backend.gate).start()
         self._halt_watch.start()
         if self.config.timeout is not None:
             seconds = self.config.timeout
             self.loop.call_later(seconds, lambda: self.request_end(timed_out(seconds)))
-        self.resume()
+        if not self.config.start_paused:
+            self.resume()
 
     def pause(self, new_state: RunState = RunState.PAUSED) -> None:
         """Park every vCPU between two instructions. DeadlineError if one does not come out."""
-        if self.run_state is RunState.RUNNING:
+        running = self.run_state is RunState.RUNNING
+        if running:
             self._park_all()
             for vcpu in self.vcpus:
                 vcpu.settle_user_entry()
             self._pause_devices(True)
         self._run_state.change(new_state)
+        if running:
+            self.observers.stopped()
 
     def resume(self) -> None:
         """Let all vCPUs run."""
         if self.ending is not None:
             raise StateError("the guest has ended; only a reset brings it back")
+        self._go_on()
+        self.observers.resumed()
+
+    def _go_on(self) -> None:
         self._run_state.change(RunState.RUNNING)
         self._pause_devices(False)
         self._let_run()
+
+    @contextlib.contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """For a moment no vCPU runs and each one's state may be read, whatever the run state, which does not change."""
+        self._park_all()
+        try:
+            for vcpu in self.vcpus:
+                vcpu.settle_user_entry()
+            yield
+        finally:
+            self._let_run()
 
     def _let_run(self) -> None:
         """Resume the vCPUs of a machine that is running, unless somebody wants it to end or to reset."""
@@ -219,10 +241,10 @@ class Machine:
         """End the guest with ``ending``; the first one counts."""
         self._request(lambda: self._end(ending))
 
-    def request_reset(self, source: str) -> None:
+    def request_reset(self, source: str, *, by_guest: bool = True) -> None:
         """Reset the machine, or end it with ``--no-reboot``. Several at once are one."""
         life = self.resets
-        self._request(lambda: self._reset(source, life))
+        self._request(lambda: self._reset(source, life, by_guest))
 
     def _request(self, carry_out: Callable[[], None]) -> None:
         with self._request_lock:
@@ -269,6 +291,9 @@ class Machine:
 
     def _end(self, ending: Ending) -> None:
         if self.ending is not None:
+            if self.config.no_shutdown and ending.kind in _ENDS_FROM_OUTSIDE:
+                self.observers.ended(ending)  # the guest's own end stays what counts
+                self.loop.stop()
             return
         self._halt_watch.stop()
         self._park_all()
@@ -285,12 +310,15 @@ class Machine:
         }
         self._run_state.change(state.get(ending.kind, RunState.SHUTDOWN))
         T.machine_ended.on and T.machine_ended(ending.kind, ending.status)
-        self.loop.stop()
+        self.observers.ended(ending)
+        if not self.config.no_shutdown or ending.kind in _ENDS_FROM_OUTSIDE:
+            self.loop.stop()
 
-    def _reset(self, source: str, life: int) -> None:
-        if self.ending is not None or life != self.resets:
+    def _reset(self, source: str, life: int, by_guest: bool) -> None:
+        revived = self.ending is not None
+        if life != self.resets or (revived and (by_guest or not self.config.no_shutdown)):
             return
-        if self.config.no_reboot:
+        if self.config.no_reboot and not revived:
             self._end(Ending(kind="reset", reason=f"the guest reset the machine ({source})"))
             return
         T.machine_reset.on and T.machine_reset(source)
@@ -311,9 +339,14 @@ class Machine:
             user_entry.prepare_vcpu(vcpu, self.quirks)
         self._load()
         self.resets += 1
-        if running:  # a machine that was paused stays so
+        self.observers.was_reset(source, by_guest)
+        if revived:
+            self.ending = None
+            self._halt_watch.start()
+        if running or revived:
             self._run_state.change(RunState.PRELAUNCH)
-            self.resume()
+        if running:  # one that was paused stays so, one that had ended waits to be resumed
+            self._go_on()
 
     def _look_for_halt(self) -> None:
         if self.run_state is not RunState.RUNNING or self._requests:
@@ -322,35 +355,6 @@ class Machine:
         if cannot_wake(self.vcpus):
             self._end(Ending(kind="halt", reason="every vCPU halted with interrupts off"))
         self._let_run()
-
-    def _watch_output(self) -> None:
-        """The first byte goes out at once, what follows with the next tick.
-
-        Being woken for each handful of bytes would slow a guest that writes a lot: waking costs the vCPU's thread
-        more than an exit.
-        """
-        event = self.collector.event
-        watching = False
-
-        def drain() -> None:
-            nonlocal watching
-            self.loop.remove_reader(event)
-            watching = False
-            # A full console is drained by the vCPUs, which then wait; the loop must not.
-            if not self.backend.gate.full:
-                self.collector.drain()
-
-        def tick() -> None:
-            nonlocal watching
-            clear_eventfd(event)  # before draining: a byte that comes later signals again
-            if not self.backend.gate.full:
-                self.collector.drain_ring()
-            if not watching:
-                self.loop.add_reader(event, drain)
-                watching = True
-            self.loop.call_later(RING_TICK, tick)
-
-        tick()
 
     # -- the end --------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from pyvmm.devices.serial import Serial
 from pyvmm.errors import ConfigError
 from pyvmm.machine.console_output import FLUSH_DEADLINE, ConsoleOutput, OutputGate
 from pyvmm.machine.event_loop import EventLoop
+from pyvmm.machine.unix_listener import listen_unix
 
 _READ = 4096
 _PENDING_MAX = 65536  # typed at a guest that does not listen: what is beyond is dropped
@@ -141,14 +142,7 @@ class SocketSerialBackend(SerialBackend):
         super().__init__(loop, None)
         self._path = path
         self._client: socket.socket | None = None
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        try:
-            _remove_stale_socket(path)
-            self._listener.bind(path)
-            self._listener.listen(1)
-        except OSError as error:
-            self._listener.close()
-            raise ConfigError(f"--serial unix:{path}: {error.strerror or error}") from None
+        self._listener = listen_unix(path, f"--serial unix:{path}")
         loop.add_reader(self._listener.fileno(), self._accept)
 
     def close(self) -> None:
@@ -206,20 +200,3 @@ def open_serial(spec: str, loop: EventLoop) -> SerialBackend:
     backend = SerialBackend(loop, 1)
     backend.read_from(0)
     return backend
-
-
-def _remove_stale_socket(path: str) -> None:
-    """A socket file nobody listens on is left over from a VMM that was killed; one in use is kept."""
-    try:
-        if not stat.S_ISSOCK(os.stat(path).st_mode):
-            return
-    except FileNotFoundError:
-        return
-    # Non-blocking: a VMM that lives but does not accept just now is in the way, not a reason to wait.
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
-        try:
-            probe.connect(path)
-        except BlockingIOError:
-            pass
-        except ConnectionRefusedError:
-            os.unlink(path)

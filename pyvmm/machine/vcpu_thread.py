@@ -70,6 +70,11 @@ class VcpuThread:
         """Whether the vCPU stands still."""
         return self._parked
 
+    @property
+    def thread_id(self) -> int | None:
+        """The kernel's number of the thread; ``None`` before :meth:`start`."""
+        return self._thread.native_id
+
     def start(self) -> None:
         """Start the thread; the vCPU stays parked until :meth:`resume`."""
         self._thread.start()

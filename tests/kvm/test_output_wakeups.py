@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 import pytest
 
-from pyvmm.machine import machine as machine_module
-from pyvmm.machine.machine import RING_TICK, Machine
+from pyvmm.machine import output_watch
+from pyvmm.machine.machine import Machine
+from pyvmm.machine.output_watch import RING_TICK
 from tests.framework.real_mode import SPIN, out8
 
 BYTES = 4096
@@ -32,7 +33,7 @@ def test_a_stream_of_bytes_wakes_the_loop_by_the_tick_not_by_the_byte(machine_of
 def test_the_first_byte_does_not_wait_for_a_tick(
     machine_of: Callable[..., Machine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine_module, "RING_TICK", 1000.0)
+    monkeypatch.setattr(output_watch, "RING_TICK", 1000.0)
     machine = machine_of(out8(0x3F8, ord("x")) + SPIN)
     machine.vm.unregister_coalesced(0x3F8, 1, pio=True)
     seen: list[bytes] = []

@@ -1,0 +1,98 @@
+"""A machine's monitors: one thread for all of them, which sleeps until the first client comes.
+
+The thread serves sockets and out-of-band commands, so that a client gets an answer even while the machine's loop is
+stuck; every other command is carried out by the loop. What a client needs is imported when there is one.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from pyvmm.machine.ending import Ending
+from pyvmm.machine.observer import MachineObserver
+from pyvmm.qmp.endpoints import Endpoint
+
+if TYPE_CHECKING:
+    from pyvmm.machine.machine import Machine
+    from pyvmm.qmp.server import Server
+
+END_DEADLINE = 3.0
+
+
+class Monitor(MachineObserver):
+    """Owns the thread, not the endpoints. A context manager; its end tells clients what there is to tell."""
+
+    def __init__(self, machine: Machine, endpoints: list[Endpoint]) -> None:
+        self.machine = machine
+        self.endpoints = endpoints
+        self._server: Server | None = None
+        self._closing = False
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._thread = threading.Thread(target=self._main, name="qmp", daemon=True)
+        machine.observers.add(self)
+        self._thread.start()
+
+    def emit(self, name: str, data: dict[str, Any] | None = None) -> None:
+        """From any thread: send the event ``name`` (declared in events.py) to every client that has negotiated."""
+        server = self._server
+        if server is not None and not self._closing:
+            server.emit(name, data)
+
+    def close(self) -> None:
+        """Send what waits, with a deadline, and end."""
+        self._closing = True
+        os.eventfd_write(self._wake, 1)
+        self._thread.join(END_DEADLINE)
+        if not self._thread.is_alive():  # an out-of-band command that hangs keeps the descriptor
+            os.close(self._wake)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _main(self) -> None:
+        poll = select.poll()
+        for endpoint in self.endpoints:
+            poll.register(endpoint.listener, select.POLLIN)
+        poll.register(self._wake, select.POLLIN)
+        poll.poll()
+        if self._closing:
+            return
+        from pyvmm.qmp.server import Server
+
+        self._server = Server(self, self._wake)
+        self._server.run()
+
+    @property
+    def closing(self) -> bool:
+        """Whether the server is to end."""
+        return self._closing
+
+    # -- the machine's news, in the loop's thread -------------------------------------------------
+
+    def stopped(self) -> None:
+        """STOP."""
+        self.emit("STOP")
+
+    def resumed(self) -> None:
+        """RESUME."""
+        self.emit("RESUME")
+
+    def was_reset(self, source: str, by_guest: bool) -> None:
+        """RESET."""
+        self.emit("RESET", {"guest": by_guest, "reason": "guest-reset" if by_guest else "host-qmp-system-reset"})
+
+    def ended(self, ending: Ending) -> None:
+        """GUEST_PANICKED if it did, SHUTDOWN."""
+        if self._server is not None:
+            from pyvmm.qmp.events import tell_ending
+
+            tell_ending(self, ending)
