@@ -13,7 +13,7 @@ import pytest
 from pyvmm.errors import PyvmmError
 from tests.framework.topology import interfaces_here, namespaces_here
 
-KVM_FOLDERS = {"kvm", "guest", "linux"}
+KVM_FOLDERS = {"kvm", "guest", "linux", "qmp"}
 
 
 def _kvm_problem() -> str | None:
@@ -33,6 +33,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("kvm")
         if Path(item.path).relative_to(Path(__file__).parent).parts[0] == "net":
             item.add_marker("net")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _runtime_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Machines that tests run are not among the user's own."""
+    folder = tmp_path_factory.mktemp("xdg", numbered=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", str(folder))
+        yield
 
 
 @pytest.fixture(scope="session")

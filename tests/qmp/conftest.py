@@ -1,0 +1,53 @@
+"""Machines with a QMP socket, run as users run them."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pyvmm.qmp.client import QmpClient, open_client
+from tests.framework.processes import Running
+from tests.framework.real_mode import image
+
+
+class QmpMachine:
+    """A running ``pyvmm`` and the path of its monitor."""
+
+    def __init__(self, running: Running, path: Path) -> None:
+        self.running = running
+        self.path = path
+
+    def client(self, timeout: float = 20) -> QmpClient:
+        return open_client(f"unix:{self.path}", timeout)
+
+
+def _listens(path: Path) -> bool:
+    """Not only bound; also a client that comes and goes at once."""
+    with socket.socket(socket.AF_UNIX) as link:
+        return link.connect_ex(str(path)) == 0
+
+
+@pytest.fixture
+def machine_with_qmp(tmp_path: Path) -> Iterator[Callable[..., QmpMachine]]:
+    """A factory: real-mode code and options -> a machine that runs and listens."""
+    made: list[Running] = []
+
+    def start(code: bytes, *options: str, name: str = "guest") -> QmpMachine:
+        path = tmp_path / f"{name}.qmp"
+        guest = image(tmp_path, code, f"{name}.bin")
+        running = Running("run", guest, "--qmp", f"unix:{path}", "--timeout", "100", *options)
+        made.append(running)
+        deadline = time.monotonic() + 20
+        while not _listens(path):
+            assert running.process.poll() is None, running.finish()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        return QmpMachine(running, path)
+
+    yield start
+    for running in made:
+        running.__exit__()
