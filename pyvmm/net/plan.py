@@ -41,15 +41,16 @@ class Plan:
     def parse(cls, text: str) -> Plan:
         """``A.B.C.D/N``, N from 8 to 30, of addresses that hosts can have; ConfigError."""
         address, slash, prefix = text.partition("/")
+        try:
+            start = IPv4Address(address)
+        except ValueError:
+            slash = ""
         if not slash or re.fullmatch(r"[0-9]{1,2}", prefix) is None:
             raise ConfigError(f"--cidr {text!r}: write an IPv4 network, for example 10.91.0.0/24")
-        try:
-            cidr = IPv4Network((IPv4Address(address), int(prefix)), strict=False)
-        except ValueError as error:
-            raise ConfigError(f"--cidr {text!r}: {error}; write an IPv4 network, for example 10.91.0.0/24") from None
-        if not PREFIX_MIN <= cidr.prefixlen <= PREFIX_MAX:
+        if not PREFIX_MIN <= int(prefix) <= PREFIX_MAX:
             raise ConfigError(f"--cidr {text}: the prefix must be /{PREFIX_MIN} to /{PREFIX_MAX}")
-        if cidr.network_address != IPv4Address(address):
+        cidr = IPv4Network((start, int(prefix)), strict=False)
+        if cidr.network_address != start:
             raise ConfigError(f"--cidr {text}: is an address within a network; did you mean {cidr}?")
         for what in ("loopback", "multicast", "link_local", "reserved"):
             if getattr(cidr, f"is_{what}"):

@@ -72,7 +72,7 @@ def test_what_is_written_is_read(plan: Plan) -> None:
         ("10.0.0/24", "write an IPv4 network"),
         ("10.0.0.256/24", "write an IPv4 network"),
         ("fd00::/64", "write an IPv4 network"),
-        ("10.0.0.0/99", "write an IPv4 network"),
+        ("10.0.0.0/99", "/8 to /30"),
         ("10.0.0.0/31", "/8 to /30"),
         ("0.0.0.0/0", "/8 to /30"),
         ("10.0.0.5/24", "did you mean 10.0.0.0/24"),
