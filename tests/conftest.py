@@ -13,7 +13,7 @@ import pytest
 from pyvmm.errors import PyvmmError
 from tests.framework.topology import interfaces_here, namespaces_here
 
-KVM_FOLDERS = {"kvm", "guest", "linux", "qmp"}
+KVM_FOLDERS = {"kvm", "guest", "linux", "qmp", "migration"}
 
 
 def _kvm_problem() -> str | None:

@@ -65,9 +65,17 @@ class Device:
         """Everything :meth:`load` needs to go on exactly here."""
         raise NotImplementedError(f"save is not implemented for {type(self).__name__}")
 
+    def prepare_load(self, state: dict[str, Any]) -> Callable[[], None]:
+        """Check ``state`` (hostile) and return what takes it over, which cannot fail.
+
+        SectionError, and nothing changed, if it is not exactly what :meth:`save` makes. In two steps, so that a whole
+        machine's state is known to be good before any of it is applied.
+        """
+        raise NotImplementedError(f"prepare_load is not implemented for {type(self).__name__}")
+
     def load(self, state: dict[str, Any]) -> None:
-        """Take over ``state`` as :meth:`save` made it."""
-        raise NotImplementedError(f"load is not implemented for {type(self).__name__}")
+        """Both steps of :meth:`prepare_load`."""
+        self.prepare_load(state)()
 
 
 class PortHint(Protocol):

@@ -17,6 +17,7 @@ Field values are immutable (int, bool, bytes, str, None), so that what ``save`` 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Generic, TypeVar
 
 import msgspec
@@ -39,6 +40,7 @@ class DeviceState(msgspec.Struct, kw_only=True):
 
 
 S = TypeVar("S", bound=DeviceState)
+F = TypeVar("F", bound=msgspec.Struct)
 
 
 def decode_state(section: str, state_type: type[S], data: object) -> S:
@@ -47,9 +49,22 @@ def decode_state(section: str, state_type: type[S], data: object) -> S:
     Raises SectionError naming ``section`` and the field that is unknown, missing, ill-typed, out of range or
     contradicts another one.
     """
+    state = decode_fields(section, state_type, data)
+    problem = state.problem()
+    if problem is not None:
+        raise SectionError(section, *problem)
+    return state
+
+
+def decode_fields(section: str, record_type: type[F], data: object) -> F:
+    """``data`` (hostile) as a ``record_type``, whose fields may themselves be records, tuples and dicts.
+
+    Raises SectionError naming ``section`` and the field that is unknown, missing, ill-typed, out of range or wider
+    than 64 bits; a field inside a field by its path. Defaults do not count: saved state says everything.
+    """
     if not isinstance(data, dict):
         raise SectionError(section, "(state)", f"expected a mapping, got {type(data).__name__}")
-    fields = {field.name: field.type for field in msgspec.structs.fields(state_type)}
+    fields = {field.name: field.type for field in msgspec.structs.fields(record_type)}
     for name in data:
         if name not in fields:
             raise SectionError(section, str(name)[:60], "unknown field")
@@ -61,11 +76,30 @@ def decode_state(section: str, state_type: type[S], data: object) -> S:
             values[name] = msgspec.convert(data[name], kind, builtin_types=(bytes,))
         except msgspec.ValidationError as error:
             raise SectionError(section, name, str(error)) from None
-    state = state_type(**values)
-    problem = state.problem()
-    if problem is not None:
-        raise SectionError(section, *problem)
-    return state
+        _compare(section, name, data[name], values[name])
+    return record_type(**values)
+
+
+def _compare(section: str, path: str, given: Any, taken: Any) -> None:
+    """Refuse what msgspec lets pass: fields that it dropped or filled in, integers of more than 64 bits."""
+    if isinstance(taken, msgspec.Struct):
+        taken = msgspec.structs.asdict(taken)
+        for name in given:
+            if name not in taken:
+                raise SectionError(section, f"{path}.{str(name)[:60]}", "unknown field")
+        for name, value in taken.items():
+            if name not in given:
+                raise SectionError(section, f"{path}.{name}", "missing")
+            _compare(section, f"{path}.{name}", given[name], value)
+    elif isinstance(taken, dict):
+        for key in taken:
+            _compare(section, f"{path}[{key}]", key, key)
+            _compare(section, f"{path}[{key}]", given[key], taken[key])
+    elif isinstance(taken, list | tuple):
+        for index, value in enumerate(taken):
+            _compare(section, f"{path}[{index}]", given[index], value)
+    elif isinstance(taken, int) and not -(1 << 63) <= taken < 1 << 64:
+        raise SectionError(section, path, "more than 64 bits")
 
 
 class StatefulDevice(Device, Generic[S]):
@@ -81,12 +115,16 @@ class StatefulDevice(Device, Generic[S]):
         with self.lock:
             return msgspec.structs.asdict(self.state)
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Take over ``state``; SectionError (nothing applied) if it is not exactly what :meth:`save` makes."""
+    def prepare_load(self, state: dict[str, Any]) -> Callable[[], None]:
+        """As :meth:`Device.prepare_load`."""
         decoded = decode_state(self.section_id, self._state_type, state)
-        with self.lock:
-            self.state = decoded
-            self.state_replaced()
+
+        def apply() -> None:
+            with self.lock:
+                self.state = decoded
+                self.state_replaced()
+
+        return apply
 
     def reset(self) -> None:
         """Back to the power-on values."""

@@ -5,54 +5,63 @@ Source: arch/x86/include/uapi/asm/kvm.h (struct kvm_regs, kvm_segment, kvm_dtabl
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
+from msgspec import Meta
+
+U8 = Annotated[int, Meta(ge=0, le=0xFF)]
+U16 = Annotated[int, Meta(ge=0, le=0xFFFF)]
+U32 = Annotated[int, Meta(ge=0, le=0xFFFFFFFF)]
+U64 = Annotated[int, Meta(ge=0)]
+"""msgspec cannot bound 64 bits from above; whoever takes records from outside does (devices/state.py)."""
 
 
 class Regs(msgspec.Struct, kw_only=True):
     """General registers (struct kvm_regs), all unsigned 64-bit."""
 
-    rax: int = 0
-    rbx: int = 0
-    rcx: int = 0
-    rdx: int = 0
-    rsi: int = 0
-    rdi: int = 0
-    rsp: int = 0
-    rbp: int = 0
-    r8: int = 0
-    r9: int = 0
-    r10: int = 0
-    r11: int = 0
-    r12: int = 0
-    r13: int = 0
-    r14: int = 0
-    r15: int = 0
-    rip: int = 0
-    rflags: int = 2
+    rax: U64 = 0
+    rbx: U64 = 0
+    rcx: U64 = 0
+    rdx: U64 = 0
+    rsi: U64 = 0
+    rdi: U64 = 0
+    rsp: U64 = 0
+    rbp: U64 = 0
+    r8: U64 = 0
+    r9: U64 = 0
+    r10: U64 = 0
+    r11: U64 = 0
+    r12: U64 = 0
+    r13: U64 = 0
+    r14: U64 = 0
+    r15: U64 = 0
+    rip: U64 = 0
+    rflags: U64 = 2
 
 
 class Segment(msgspec.Struct, kw_only=True):
     """A segment register with its hidden part (struct kvm_segment). ``limit`` is in bytes."""
 
-    base: int = 0
-    limit: int = 0xFFFF
-    selector: int = 0
-    type: int = 0
-    present: int = 0
-    dpl: int = 0
-    db: int = 0
-    s: int = 0
-    l: int = 0  # noqa: E741 -- the kernel's name of the long-mode bit
-    g: int = 0
-    avl: int = 0
-    unusable: int = 0
+    base: U64 = 0
+    limit: U32 = 0xFFFF
+    selector: U16 = 0
+    type: U8 = 0
+    present: U8 = 0
+    dpl: U8 = 0
+    db: U8 = 0
+    s: U8 = 0
+    l: U8 = 0  # noqa: E741 -- the kernel's name of the long-mode bit
+    g: U8 = 0
+    avl: U8 = 0
+    unusable: U8 = 0
 
 
 class Dtable(msgspec.Struct, kw_only=True):
     """GDTR or IDTR (struct kvm_dtable)."""
 
-    base: int = 0
-    limit: int = 0xFFFF
+    base: U64 = 0
+    limit: U16 = 0xFFFF
 
 
 class Sregs(msgspec.Struct, kw_only=True):
@@ -68,58 +77,58 @@ class Sregs(msgspec.Struct, kw_only=True):
     ldt: Segment
     gdt: Dtable
     idt: Dtable
-    cr0: int
-    cr2: int
-    cr3: int
-    cr4: int
-    cr8: int
-    efer: int
-    apic_base: int
-    interrupt_bitmap: tuple[int, int, int, int] = (0, 0, 0, 0)
+    cr0: U64
+    cr2: U64
+    cr3: U64
+    cr4: U64
+    cr8: U64
+    efer: U64
+    apic_base: U64
+    interrupt_bitmap: tuple[U64, U64, U64, U64] = (0, 0, 0, 0)
 
 
 class DebugRegs(msgspec.Struct, kw_only=True):
     """The guest's own debug registers (struct kvm_debugregs)."""
 
-    db: tuple[int, int, int, int] = (0, 0, 0, 0)
-    dr6: int = 0xFFFF0FF0
-    dr7: int = 0x400
-    flags: int = 0
+    db: tuple[U64, U64, U64, U64] = (0, 0, 0, 0)
+    dr6: U64 = 0xFFFF0FF0
+    dr7: U64 = 0x400
+    flags: U64 = 0
 
 
 class VcpuEvents(msgspec.Struct, kw_only=True):
     """Exceptions, interrupts and NMIs on their way (struct kvm_vcpu_events, nested names joined by ``_``)."""
 
-    exception_injected: int = 0
-    exception_nr: int = 0
-    exception_has_error_code: int = 0
-    exception_pending: int = 0
-    exception_error_code: int = 0
-    interrupt_injected: int = 0
-    interrupt_nr: int = 0
-    interrupt_soft: int = 0
-    interrupt_shadow: int = 0
-    nmi_injected: int = 0
-    nmi_pending: int = 0
-    nmi_masked: int = 0
-    sipi_vector: int = 0
-    flags: int = 0
-    smi_smm: int = 0
-    smi_pending: int = 0
-    smi_smm_inside_nmi: int = 0
-    smi_latched_init: int = 0
-    triple_fault_pending: int = 0
-    exception_has_payload: int = 0
-    exception_payload: int = 0
+    exception_injected: U8 = 0
+    exception_nr: U8 = 0
+    exception_has_error_code: U8 = 0
+    exception_pending: U8 = 0
+    exception_error_code: U32 = 0
+    interrupt_injected: U8 = 0
+    interrupt_nr: U8 = 0
+    interrupt_soft: U8 = 0
+    interrupt_shadow: U8 = 0
+    nmi_injected: U8 = 0
+    nmi_pending: U8 = 0
+    nmi_masked: U8 = 0
+    sipi_vector: U32 = 0
+    flags: U32 = 0
+    smi_smm: U8 = 0
+    smi_pending: U8 = 0
+    smi_smm_inside_nmi: U8 = 0
+    smi_latched_init: U8 = 0
+    triple_fault_pending: U8 = 0
+    exception_has_payload: U8 = 0
+    exception_payload: U64 = 0
 
 
 class CpuidEntry(msgspec.Struct):
     """One CPUID leaf (struct kvm_cpuid_entry2)."""
 
-    function: int
-    index: int
-    flags: int
-    eax: int
-    ebx: int
-    ecx: int
-    edx: int
+    function: U32
+    index: U32
+    flags: U32
+    eax: U32
+    ebx: U32
+    ecx: U32
+    edx: U32

@@ -6,7 +6,9 @@ port or memory access may still be pending and would be lost.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import struct
 from typing import Any
 
 from pyvmm.errors import KvmError
@@ -17,6 +19,7 @@ from pyvmm.native import ffi, lib
 _SEGMENTS = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")
 _REGS = Regs.__struct_fields__
 _SEGMENT_FIELDS = Segment.__struct_fields__
+_MSR_ENTRY = struct.Struct("<I4xQ")  # struct kvm_msr_entry
 _MAX_CPUID = 256  # KVM_MAX_CPUID_ENTRIES
 _CONTROL = ("cr0", "cr2", "cr3", "cr4", "cr8", "efer", "apic_base")
 
@@ -35,6 +38,8 @@ class Vcpu(KvmFd):
             raise KvmError("mmap(kvm_run)", error)
         self.sinks = native_vm
         """The VM's native tables; ``sinks_pending`` counts bytes that wait for Python."""
+        self.cpuid: tuple[CpuidEntry, ...] = ()
+        """As :meth:`set_cpuid` had it; KVM itself goes on to change bits with CR4 and XCR0."""
         self.exit = self.native.exit
         """The native struct pv_exit that :meth:`run` fills."""
 
@@ -117,7 +122,9 @@ class Vcpu(KvmFd):
         done = self.ioctl("KVM_GET_MSRS", raw)
         if done != len(indices):
             raise KvmError(f"KVM_GET_MSRS(MSR {indices[done]:#x})", 22)
-        return {e.index: e.data for e in raw.entries[0:done]}
+        # Two hundred entries are read at each save: not one by one through cffi.
+        entries = memoryview(ffi.buffer(raw.entries, done * _MSR_ENTRY.size))
+        return dict(_MSR_ENTRY.iter_unpack(entries))
 
     def set_msrs(self, values: dict[int, int]) -> None:
         """Set MSRs in order. A short write is a KvmError that names the MSR KVM refused."""
@@ -209,6 +216,7 @@ class Vcpu(KvmFd):
 
     def set_cpuid(self, entries: list[CpuidEntry]) -> None:
         """What CPUID answers in the guest; before the first run (api.rst, 4.20)."""
+        self.cpuid = tuple(entries)
         raw = ffi.new("struct kvm_cpuid2 *", {"entries": len(entries)})
         raw.nent = len(entries)
         for target, source in zip(raw.entries[0 : len(entries)], entries, strict=True):
@@ -240,6 +248,24 @@ class Vcpu(KvmFd):
         """Inject an NMI."""
         self.ioctl("KVM_NMI")
 
+    def get_tsc_offset(self) -> int | None:
+        """What KVM adds to the host's TSC, modulo 2^64; ``None`` if this KVM does not tell (devices/vcpu.rst, 4.1)."""
+        value = ffi.new("uint64_t *")
+        try:
+            self.ioctl("KVM_GET_DEVICE_ATTR", _tsc_offset(value))
+        except KvmError:
+            return None
+        return int(value[0])
+
+    def set_tsc_offset(self, offset: int) -> None:
+        """Set it; all vCPUs of a VM get theirs before any runs, or the guest sees them apart."""
+        self.ioctl("KVM_SET_DEVICE_ATTR", _tsc_offset(ffi.new("uint64_t *", offset & (1 << 64) - 1)))
+
+    def note_pause(self) -> None:
+        """Tell a guest that uses kvm-clock that it stood still: else its watchdogs take the time for a lock-up."""
+        with contextlib.suppress(KvmError):  # EINVAL: it does not use it
+            self.ioctl("KVM_KVMCLOCK_CTRL")
+
     def tsc_khz(self) -> int:
         """Frequency of the guest's TSC."""
         return self.ioctl("KVM_GET_TSC_KHZ")
@@ -254,6 +280,12 @@ class Vcpu(KvmFd):
         if done < 0:
             raise KvmError("KVM_SET_REGS (settling a system call)", ffi.errno)
         return done == 1
+
+
+def _tsc_offset(value: Any) -> Any:
+    attribute = ffi.new("struct kvm_device_attr *", {"group": lib.KVM_VCPU_TSC_CTRL, "attr": lib.KVM_VCPU_TSC_OFFSET})
+    attribute.addr = int(ffi.cast("uintptr_t", value))
+    return attribute
 
 
 def _segment(raw: Any) -> Segment:

@@ -59,9 +59,14 @@ class KvmIrqLine:
         self._vm.irq_line(self._gsi, int(level))
 
 
-def build_machine(config: MachineConfig, quirks: frozenset[str]) -> Machine:
+MakeRegion = Callable[[int, int, str], Region]
+"""(GPA, size in bytes, name) -> a region of RAM."""
+
+
+def build_machine(config: MachineConfig, quirks: frozenset[str], saved_ram: MakeRegion | None = None) -> Machine:
     """A machine in run state prelaunch, its image loaded.
 
+    With ``saved_ram``, which makes its RAM, nothing is loaded: saved state follows.
     Raises ConfigError, ImageError or HostError; nothing is left open then.
     """
     with contextlib.ExitStack() as stack:
@@ -80,7 +85,7 @@ def build_machine(config: MachineConfig, quirks: frozenset[str]) -> Machine:
                 raise HostError(f"this host's KVM lacks {capability}; a newer kernel has it (see pyvmm doctor)")
         vm = stack.enter_context(system.create_vm())
         _prepare_vm(vm, quirks)
-        memory = _build_memory(config, vm, stack)
+        memory = _build_memory(config, vm, stack, saved_ram or Region)
         loop = EventLoop()
         stack.callback(loop.close)
         ports, mmio = Bus("io", PORT_SPACE), Bus("memory", MMIO_SPACE)
@@ -103,7 +108,7 @@ def build_machine(config: MachineConfig, quirks: frozenset[str]) -> Machine:
             vcpu.set_cpuid(guest_cpuid(supported, apic_id=index, cpus=config.cpus, tsc_deadline=tsc_deadline))
             dirty.add_vcpu(vcpu)
             machine.add_vcpu(vcpu)
-        machine.power_on()
+        machine.power_on(load_image=saved_ram is None)
         machine.owned = stack.pop_all()
         return machine
 
@@ -142,7 +147,9 @@ def _check_host_memory(size: int) -> None:
         raise HostError(f"--memory {size >> 20}M: this host has {there >> 20}M of memory and swap; ask for less")
 
 
-def _build_memory(config: MachineConfig, vm: Vm, stack: contextlib.ExitStack) -> GuestMemory:
+def _build_memory(
+    config: MachineConfig, vm: Vm, stack: contextlib.ExitStack, make_region: MakeRegion
+) -> GuestMemory:
     _check_host_memory(config.memory)
     low = min(config.memory, layout.HOLE_START)
     plan = [("ram-low", 0, low)]
@@ -150,7 +157,7 @@ def _build_memory(config: MachineConfig, vm: Vm, stack: contextlib.ExitStack) ->
         plan.append(("ram-high", layout.HOLE_END, config.memory - low))
     regions = []
     for name, gpa, size in plan:
-        region = Region(gpa, size, name)
+        region = make_region(gpa, size, name)
         stack.callback(region.close)
         regions.append(region)
     memory = GuestMemory(regions)

@@ -18,15 +18,13 @@ from typing import TYPE_CHECKING, Any, Self
 import msgspec
 
 from pyvmm.arch.x86 import user_entry
-from pyvmm.arch.x86.boot import BootOptions, LoadedImage, load_image
-from pyvmm.arch.x86.cpu_state import CpuState, load_cpu, readable_msrs, save_cpu
-from pyvmm.arch.x86.entry_state import entry_sregs
+from pyvmm.arch.x86.boot import LoadedImage
 from pyvmm.devices.bus import Bus
 from pyvmm.devices.debug_exit import debug_exit_status
 from pyvmm.devices.device import Device
 from pyvmm.errors import PyvmmError, StateError
 from pyvmm.kvm.vcpu import Vcpu
-from pyvmm.kvm.vm import IRQCHIPS, Vm
+from pyvmm.kvm.vm import Vm
 from pyvmm.machine.config import MachineConfig
 from pyvmm.machine.crash_report import crash_report
 from pyvmm.machine.dirty_tracker import DirtyTracker
@@ -36,6 +34,7 @@ from pyvmm.machine.exit_handler import ExitHandler
 from pyvmm.machine.halt_watch import HaltWatch, cannot_wake
 from pyvmm.machine.observer import Observers
 from pyvmm.machine.output_watch import OutputWatch
+from pyvmm.machine.power_on import PowerOnState, enter_image
 from pyvmm.machine.run_state import RunState, RunStateTracker
 from pyvmm.machine.serial_backend import SerialBackend
 from pyvmm.machine.sinks import SinkCollector
@@ -94,14 +93,13 @@ class Machine:
         self.power_button: Callable[[], None] = lambda: None
         self.resets = 0
         self.started_at = 0.0
+        self.power_on_state: PowerOnState
         self._run_state = RunStateTracker()
         self._devices_paused = False
         self._requests = 0
         # Re-entrant: a signal handler may interrupt the loop's thread while that holds it.
         self._request_lock = threading.RLock()
         self._exits = ExitHandler(self)
-        self._power_on_cpus: list[CpuState] = []
-        self._power_on_chips: dict[str, bytes] = {}
         self._halt_watch = HaltWatch(loop, self.threads, self._look_for_halt)
 
     # -- building -------------------------------------------------------------------------------
@@ -126,31 +124,18 @@ class Machine:
         """All vCPUs, the boot vCPU first."""
         return [thread.vcpu for thread in self.threads]
 
-    def power_on(self) -> None:
-        """Remember what power-on looks like, load the image, put the boot vCPU at its entry."""
-        listed = self.system.msr_indices()
-        for vcpu in self.vcpus:
-            self._power_on_cpus.append(save_cpu(vcpu, readable_msrs(vcpu, listed)))
-        self._power_on_chips = {chip: self.vm.get_irqchip(chip) for chip in IRQCHIPS}
-        self._power_on_chips["pit"] = self.vm.get_pit2()
-        self._load()
+    def power_on(self, *, load_image: bool = True) -> None:
+        """Remember what power-on looks like, load the image, put the boot vCPU at its entry.
+
+        ``load_image=False`` leaves the machine empty, for a saved state (migration/machine_state.py); the image is
+        loaded only if the guest resets.
+        """
+        self.power_on_state = PowerOnState(self.system, self.vm, self.vcpus)
+        if load_image:
+            self._load()
 
     def _load(self) -> None:
-        config = self.config
-        options = BootOptions(
-            command_line=config.append,
-            linux_additions=config.linux_additions,
-            initrd=config.initrd,
-            cpus=config.cpus,
-            load_address=config.load_address,
-            guest_decompress=config.guest_decompress,
-            acpi=config.acpi,
-            acpi_devices=config.acpi_devices,
-        )
-        self.image = image = load_image(self.memory, config.image, options)
-        boot = self.vcpus[0]
-        boot.set_sregs(entry_sregs(image, boot.get_sregs()))
-        boot.set_regs(image.regs)
+        self.image = enter_image(self.config, self.memory, self.vcpus[0])
 
     # -- run state ------------------------------------------------------------------------------
 
@@ -179,7 +164,7 @@ class Machine:
             self._park_all()
             for vcpu in self.vcpus:
                 vcpu.settle_user_entry()
-            self._pause_devices(True)
+            self.pause_devices(True)
         self._run_state.change(new_state)
         if running:
             self.observers.stopped()
@@ -193,7 +178,7 @@ class Machine:
 
     def _go_on(self) -> None:
         self._run_state.change(RunState.RUNNING)
-        self._pause_devices(False)
+        self.pause_devices(False)
         self._let_run()
 
     @contextlib.contextmanager
@@ -214,7 +199,8 @@ class Machine:
                 for thread in self.threads:
                     thread.resume()
 
-    def _pause_devices(self, paused: bool) -> None:
+    def pause_devices(self, paused: bool) -> None:
+        """Let no device touch guest memory, or let them again; a run state's change sees to it by itself."""
         if paused == self._devices_paused:
             return
         self._devices_paused = paused
@@ -245,6 +231,10 @@ class Machine:
         """Reset the machine, or end it with ``--no-reboot``. Several at once are one."""
         life = self.resets
         self._request(lambda: self._reset(source, life, by_guest))
+
+    def request_call(self, function: Callable[[], None]) -> None:
+        """Call ``function`` in the loop's thread; until then no vCPU executes another instruction."""
+        self._request(function)
 
     def _request(self, carry_out: Callable[[], None]) -> None:
         with self._request_lock:
@@ -297,7 +287,7 @@ class Machine:
             return
         self._halt_watch.stop()
         self._park_all()
-        self._pause_devices(True)  # what the guest gave to a disk gets there
+        self.pause_devices(True)  # what the guest gave to a disk gets there
         self.collector.drain_ring()
         if ending.kind == "timeout":
             # Where a guest hangs is what its owner will want to know.
@@ -329,13 +319,11 @@ class Machine:
         self.collector.drain_ring()
         for device in self.devices:
             device.reset()
-        for chip in IRQCHIPS:
-            self.vm.set_irqchip(chip, self._power_on_chips[chip])
-        self.vm.set_pit2(self._power_on_chips["pit"])
+        self.power_on_state.restore_chips()
         # Loaders rely on zeroed memory, as a first boot has it.
         self.memory.discard()
-        for vcpu, state in zip(self.vcpus, self._power_on_cpus, strict=True):
-            load_cpu(vcpu, state)
+        self.power_on_state.restore_cpus()
+        for vcpu in self.vcpus:
             user_entry.prepare_vcpu(vcpu, self.quirks)
         self._load()
         self.resets += 1

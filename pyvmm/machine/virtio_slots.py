@@ -54,7 +54,8 @@ def announce_slots(config: MachineConfig) -> MachineConfig:
     if config.acpi:
         entries = (virtio_mmio_device(i, gpa, layout.VIRTIO_MMIO_SIZE, gsi) for i, (gpa, gsi) in enumerate(slots))
         return msgspec.structs.replace(config, acpi_devices=tuple(entries))
-    words = [f"virtio_mmio.device=4K@{gpa:#x}:{gsi}" for gpa, gsi in slots]
+    there = config.linux_additions.split(" ")  # a saved machine's configuration has them already
+    words = [word for gpa, gsi in slots if (word := f"virtio_mmio.device=4K@{gpa:#x}:{gsi}") not in there]
     return msgspec.structs.replace(config, linux_additions=" ".join([config.linux_additions, *words]).strip())
 
 

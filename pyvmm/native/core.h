@@ -90,6 +90,7 @@ struct pv_user_entry {
 	bool syscall_on;         /* SYSCALL arrives as a #PF */
 	bool int_on;             /* INT n arrives as a #UD */
 	bool stepping;           /* one instruction runs with the breakpoints off */
+	bool rearm;              /* breakpoints are to be set even if they did not move */
 	bool stale;              /* look at LSTAR, FMASK and the IDT again before the next entry */
 	uint64_t lstar, fmask;
 	uint64_t idt_base;

@@ -110,6 +110,22 @@ bool pv_finish_int(struct pv_vcpu *vcpu, const struct kvm_sregs *sregs, struct k
 	return true;
 }
 
+static bool is_hypercall(const uint8_t code[3])
+{
+	return code[0] == 0x0f && code[1] == 0x01 && (code[2] == 0xc1 || code[2] == 0xd9);
+}
+
+/* Whether a #UD at rip is one that only the hosts of these work-arounds raise: INT n at CPL 3, VMCALL at CPL 0. */
+bool pv_raises_false_ud(struct pv_vcpu *vcpu, const struct kvm_sregs *sregs, uint64_t rip)
+{
+	uint8_t code[3] = {0};
+	size_t size = sregs->ss.dpl == 3 ? 2 : 3;
+
+	if (!pv_read_virtual(vcpu->vm, sregs->cr3, sregs->cr4, sregs->cs.base + rip, code, size))
+		return false;
+	return sregs->ss.dpl == 3 ? code[0] == OPCODE_INT_N : sregs->ss.dpl == 0 && is_hypercall(code);
+}
+
 /* The #UD handler has been entered for VMCALL or VMMCALL at CPL 0: answer it and return behind it. */
 bool pv_finish_hypercall(struct pv_vcpu *vcpu, const struct kvm_sregs *sregs, struct kvm_regs *regs)
 {
@@ -117,8 +133,8 @@ bool pv_finish_hypercall(struct pv_vcpu *vcpu, const struct kvm_sregs *sregs, st
 	uint8_t code[3];
 
 	if (!pv_read_stack(vcpu, regs, sregs, &f, sizeof f) || (f.cs & 3) != 0 || f.cs != sregs->cs.selector ||
-	    !pv_read_virtual(vcpu->vm, sregs->cr3, sregs->cr4, f.rip, code, sizeof code) || code[0] != 0x0f ||
-	    code[1] != 0x01 || (code[2] != 0xc1 && code[2] != 0xd9))
+	    !pv_read_virtual(vcpu->vm, sregs->cr3, sregs->cr4, f.rip, code, sizeof code) ||
+	    !is_hypercall(code))
 		return false;
 	regs->rax = -(uint64_t)KVM_ENOSYS;
 	regs->rip = f.rip + sizeof code;

@@ -80,6 +80,11 @@ void pv_vcpu_enable_user_entry(struct pv_vcpu *vcpu, int syscall_on, int int_on)
 	vcpu->entry.syscall_on = syscall_on;
 	vcpu->entry.int_on = int_on;
 	vcpu->entry.stale = true;
+	/* A step that other state was loaded over is nobody's any more; its single-stepping ends with what is armed next. */
+	if (vcpu->entry.stepping) {
+		vcpu->entry.stepping = false;
+		vcpu->entry.rearm = true;
+	}
 }
 
 /* Notice, for nothing, that the guest has loaded another IDT since the last look. */
@@ -129,8 +134,9 @@ int pv_user_entry_refresh(struct pv_vcpu *vcpu)
 		if (e->int_on && pv_read_gate(vcpu, &sregs, UD_VECTOR, &gate) && gate.present)
 			ud = gate.target;
 	}
-	if (pf == e->pf_handler && ud == e->ud_handler)
+	if (pf == e->pf_handler && ud == e->ud_handler && !e->rearm)
 		return 0;
+	e->rearm = false;
 	e->pf_handler = pf;
 	e->ud_handler = ud;
 	return e->stepping ? 0 : arm(vcpu);
@@ -194,7 +200,7 @@ failed:
 
 /*
  * Finish an entry that is half way when the vCPU is paused, so that no saved state depends on the quirk:
- * either the handler is entered and the breakpoint not yet reported, or the #PF still waits for delivery.
+ * either the handler is entered and the breakpoint not yet reported, or the #PF or #UD still waits for delivery.
  * 1: finished one, 0: there was none, -1 with errno.
  */
 int pv_vcpu_settle_user_entry(struct pv_vcpu *vcpu)
@@ -226,11 +232,16 @@ int pv_vcpu_settle_user_entry(struct pv_vcpu *vcpu)
 			return 0;
 		return ioctl(vcpu->fd, KVM_SET_REGS, &regs) < 0 ? -1 : 1;
 	}
-	if (regs.rip != e->lstar || (sregs.cs.selector & 3) != 3)
-		return 0;
 	if (ioctl(vcpu->fd, KVM_GET_VCPU_EVENTS, &events) < 0)
 		return -1;
-	if (!(events.exception.injected || events.exception.pending) || events.exception.nr != PF_VECTOR)
+	if (!(events.exception.injected || events.exception.pending))
+		return 0;
+	if (events.exception.nr == UD_VECTOR && e->ud_handler && pv_raises_false_ud(vcpu, &sregs, regs.rip)) {
+		/* RIP is still on the instruction: it is executed again, here or on a host that carries it out itself. */
+		events.exception.injected = events.exception.pending = events.exception.nr = 0;
+		return ioctl(vcpu->fd, KVM_SET_VCPU_EVENTS, &events) < 0 ? -1 : 1;
+	}
+	if (regs.rip != e->lstar || (sregs.cs.selector & 3) != 3 || events.exception.nr != PF_VECTOR)
 		return 0;
 	pf = (struct pf_frame){events.exception.error_code,
 			       {regs.rip, sregs.cs.selector, regs.rflags, regs.rsp, sregs.ss.selector}};

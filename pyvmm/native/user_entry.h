@@ -31,6 +31,7 @@ bool pv_is_syscall(struct pv_vcpu *vcpu, const struct pf_frame *pf, uint64_t cr2
 		   const struct kvm_sregs *sregs);
 void pv_finish_syscall(const struct pv_user_entry *e, uint64_t user_rsp, struct kvm_regs *regs);
 bool pv_finish_int(struct pv_vcpu *vcpu, const struct kvm_sregs *sregs, struct kvm_regs *regs);
+bool pv_raises_false_ud(struct pv_vcpu *vcpu, const struct kvm_sregs *sregs, uint64_t rip);
 bool pv_finish_hypercall(struct pv_vcpu *vcpu, const struct kvm_sregs *sregs, struct kvm_regs *regs);
 bool pv_skip_first_instruction(struct pv_vcpu *vcpu, const struct kvm_sregs *sregs, struct kvm_regs *regs);
 

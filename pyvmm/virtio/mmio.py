@@ -358,8 +358,8 @@ class VirtioMmio(StatefulDevice[MmioState]):
                 "device": self.device.save_state(),
             }
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Take over ``state``; SectionError, and nothing applied, if it does not fit. Then :meth:`kick`."""
+    def prepare_load(self, state: dict[str, Any]) -> Callable[[], None]:
+        """As :meth:`Device.prepare_load`; once it is applied, :meth:`kick`."""
         rest = dict(state) if isinstance(state, dict) else state
         parts: dict[str, object] = {}
         for name in ("queues", "device"):
@@ -374,16 +374,20 @@ class VirtioMmio(StatefulDevice[MmioState]):
         queues = self._decode_queues(parts["queues"], accepted)
         apply_device = self.device.decode(f"{self.section_id}/device", parts["device"])
         features = decoded.driver_features if accepted else 0
-        with self.lock:
-            self.device.reset()
-            self.device.negotiated = features
-            for queue, queue_state in zip(self.device.queues, queues, strict=True):
-                queue.load(queue_state, features)
-            apply_device()
-            self.state = decoded
-            if decoded.status & (DRIVER_OK | DEVICE_NEEDS_RESET | FAILED) == DRIVER_OK:
-                self.device.activate()
-            self.state_replaced()
+
+        def apply() -> None:
+            with self.lock:
+                self.device.reset()
+                self.device.negotiated = features
+                for queue, queue_state in zip(self.device.queues, queues, strict=True):
+                    queue.load(queue_state, features)
+                apply_device()
+                self.state = decoded
+                if decoded.status & (DRIVER_OK | DEVICE_NEEDS_RESET | FAILED) == DRIVER_OK:
+                    self.device.activate()
+                self.state_replaced()
+
+        return apply
 
     def _decode_queues(self, data: object, accepted: bool) -> tuple[QueueState, ...]:
         try:

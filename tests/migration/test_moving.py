@@ -1,0 +1,72 @@
+"""Bare-metal guests paused at arbitrary moments, moved into a fresh machine, again and again until they end."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from pyvmm.cli.machine_options import resolve_quirks
+from pyvmm.machine.builder import build_machine, install_kick_signal
+from pyvmm.machine.config import MachineConfig
+from pyvmm.machine.ending import Ending
+from pyvmm.machine.guest_catalog import GuestEntry, describe_mismatch, load_catalog
+from pyvmm.machine.machine import Machine
+from tests.framework.moving import twin_of
+
+CATALOG = load_catalog(Path(__file__).resolve().parents[2] / "guests" / "guests.toml")
+MOVES_MAX = 12
+
+
+def run_for(machine: Machine, seconds: float) -> Ending | None:
+    """Run ``machine`` for about that long: ``None`` and it is paused, or its end."""
+
+    def stop() -> None:
+        if machine.ending is None:
+            machine.pause()
+        machine.loop.stop()
+
+    machine.loop.call_later(seconds, stop)
+    machine.start()
+    machine.loop.run()
+    return machine.ending
+
+
+def run_moving(guest: GuestEntry, seed: int, longest: float) -> tuple[Ending, bytes, int]:
+    """(end, output, moves) of ``guest``, which lives in a new machine every few milliseconds."""
+    install_kick_signal()
+    chance = random.Random(seed)
+    config = MachineConfig(
+        image=str(guest.image), memory=guest.memory_bytes, cpus=guest.cpus, append=guest.append, serial="null",
+        timeout=60.0,
+    )  # fmt: skip
+    output = bytearray()
+    machine = build_machine(config, resolve_quirks(None))
+    moves = 0
+    try:
+        while True:
+            machine.backend.observe = output.extend
+            ending = run_for(machine, chance.uniform(0.0005, longest) if moves < MOVES_MAX else 60.0)
+            if ending is not None:
+                return ending, bytes(output), moves
+            twin = twin_of(machine)
+            machine.close()
+            machine = twin
+            moves += 1
+    finally:
+        machine.close()
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize(
+    ("name", "longest"),
+    # ring3 is over in milliseconds; what matters is that it is caught on its ways into the kernel.
+    [("apic-timer", 0.08), ("ring3", 0.004), ("smp", 0.05), ("smp-4", 0.05), ("dirtier", 0.08)],
+)
+def test_a_guest_does_not_notice_that_it_moves(name: str, longest: float, seed: int) -> None:
+    guest = CATALOG[name]
+    ending, output, moves = run_moving(guest, seed, longest)
+    assert describe_mismatch(guest.expected, output.decode()) is None, output
+    assert ending.status == guest.status
+    assert moves >= 3
