@@ -10,7 +10,15 @@ import msgspec
 
 from pyvmm.errors import ConfigError
 from pyvmm.machine.config import parse_number
-from pyvmm.machine.device_config import MTU_MAX, DeviceConfig, NetConfig, RngConfig, split_option
+from pyvmm.machine.device_config import (
+    MTU_MAX,
+    DeviceConfig,
+    DiskConfig,
+    NetConfig,
+    RngConfig,
+    parse_switch,
+    split_option,
+)
 
 
 def add_device_options(parser: argparse.ArgumentParser) -> None:
@@ -22,12 +30,20 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
     add("--rng", action="store_true", help="give the guest a virtio entropy device")
 
 
+    add(
+        "--disk", action="append", default=[], metavar="PATH[,readonly][,overlay=FILE][,serial=TEXT]",
+        help="a virtio disk on a raw file or block device; the first is vda, the next vdb... With overlay=, FILE takes"
+        " what the guest writes and PATH stays as it is",
+    )  # fmt: skip
+
+
 def devices_of(args: argparse.Namespace) -> tuple[DeviceConfig, ...]:
     """The devices asked for, in the order of their slots. ConfigError for what makes no sense."""
     devices: list[DeviceConfig] = []
     devices += [parse_net(text) for text in args.net]
     if args.rng:
         devices.append(RngConfig())
+    devices.extend(map(_disk, args.disk))
     return tuple(devices)
 
 
@@ -70,3 +86,13 @@ def settle_address(devices: tuple[DeviceConfig, ...], words: list[str], removed:
     ):
         return devices
     return tuple(msgspec.structs.replace(d, announce=False) if isinstance(d, NetConfig) else d for d in devices)
+
+
+def _disk(text: str) -> DiskConfig:
+    path, pairs = split_option("--disk", text, ("readonly", "overlay", "serial"))
+    return DiskConfig(
+        path=path,
+        readonly=parse_switch("--disk", "readonly", pairs.get("readonly", "off")),
+        overlay=pairs.get("overlay"),
+        serial=pairs.get("serial", ""),
+    )

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pyvmm.errors import ConfigError
-from pyvmm.machine.device_config import NetConfig, RngConfig
+from pyvmm.machine.device_config import DiskConfig, NetConfig, RngConfig
 from pyvmm.machine.machine import Machine
 from pyvmm.virtio.device import VirtioDevice
 
@@ -70,7 +70,21 @@ def _say(text: str) -> None:
         print(f"pyvmm: {text}", file=sys.stderr, flush=True)
 
 
+def _disk(machine: Machine, config: DiskConfig) -> VirtioDevice:
+    from pyvmm.block.image import open_image
+    from pyvmm.virtio.blk import VirtioBlk
+
+    if config.overlay is None:
+        image = open_image(config.path, read_only=config.readonly)
+    else:
+        from pyvmm.block.overlay import open_overlay
+
+        image = open_overlay(config.overlay, config.path)
+    return VirtioBlk(machine.vm.native, image, config.serial, _say)
+
+
 MAKERS: dict[type, Callable[[Machine, Any], VirtioDevice]] = {
     RngConfig: _rng,
     NetConfig: _net,
+    DiskConfig: _disk,
 }

@@ -110,7 +110,8 @@ class VirtioDevice:
     def suspend_io(self) -> None:
         """Return when no thread of the device's own uses a queue, and none will until :meth:`resume_io`.
 
-        What is in flight is finished, or put back, first: a suspended queue has no chain out.
+        What is in flight is finished, or put back, first: a suspended queue has no chain out. DeadlineError if that
+        cannot be had in time; the device has to go on then as if it had not been asked.
         """
 
     def statistics(self) -> dict[str, int]:
@@ -138,9 +139,16 @@ class VirtioDevice:
             queue.stop()
 
     def pause(self) -> None:
-        """Use no queue until :meth:`unpause`, whatever the driver does. Calls nest."""
+        """Use no queue until :meth:`unpause`, whatever the driver does. Calls nest.
+
+        DeadlineError, and the device goes on, if what is in flight does not end.
+        """
         self._pauses += 1
-        self._let_io_run()
+        try:
+            self._let_io_run()
+        except BaseException:
+            self._pauses -= 1
+            raise
 
     def unpause(self) -> None:
         """Undo one :meth:`pause`; the caller rings the doorbells, since some may have gone unheard."""
@@ -159,11 +167,11 @@ class VirtioDevice:
     def _let_io_run(self) -> None:
         wanted = self.active and not self._pauses
         if wanted != self._io_runs:
-            self._io_runs = wanted
             if wanted:
                 self.resume_io()
             else:
                 self.suspend_io()
+            self._io_runs = wanted
 
     def reset(self) -> None:
         """Back to power-on (2.4): nothing negotiated, no queue, the device's state as at first."""

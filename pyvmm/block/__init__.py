@@ -1,0 +1,1 @@
+"""Disk images: raw files, block devices, copy-on-write overlays."""

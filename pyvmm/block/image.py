@@ -1,0 +1,147 @@
+"""A disk image: a raw file or a block device, opened, locked, and ready for the native data path.
+
+Locks are flock(2)'s: an image that is written has one user, one that is only read may have many, and a killed user
+leaves none behind. They bind those who ask for them: pyvmm, and what else uses flock on disks (udev, systemd).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from types import TracebackType
+from typing import Any, Self
+
+from pyvmm.errors import ConfigError, HostError
+from pyvmm.native import ffi, lib
+from pyvmm.trace import trace_group
+
+T = trace_group("block")
+
+SECTOR: int = lib.PV_SECTOR
+
+
+class Image:
+    """Owns its descriptor and ``native`` (``struct pv_block_image *``). ``size`` is in bytes, whole sectors."""
+
+    def __init__(self, path: str, fd: int, size: int, *, read_only: bool, is_device: bool = False) -> None:
+        self.path = path
+        self.fd = fd
+        self.size = size
+        self.read_only = read_only
+        self.native: Any = ffi.new("struct pv_block_image *")
+        self.native.fd = fd
+        self.native.size = size
+        self.native.is_device = is_device
+
+    @property
+    def block_size(self) -> int:
+        """Bytes of the smallest write that costs no read: what a guest is told as its physical block."""
+        return min(4096, max(SECTOR, os.fstat(self.fd).st_blksize))
+
+    def read(self, offset: int, size: int) -> bytes:
+        """``size`` bytes from ``offset``; OSError (EIO if the file has become too short)."""
+        data = ffi.new("uint8_t[]", size)
+        self._transfer(lib.pv_image_read, data, offset, size)
+        return bytes(ffi.buffer(data, size))
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Write ``data`` at ``offset``; OSError."""
+        self._transfer(lib.pv_image_write, ffi.from_buffer("uint8_t[]", data), offset, len(data))
+
+    def flush(self) -> None:
+        """Return when everything written is durable; OSError, also if an earlier flush failed."""
+        check_result(lib.pv_image_flush(self.native), self.path)
+
+    def _transfer(self, function: Any, memory: Any, offset: int, size: int) -> None:
+        if not 0 <= offset <= self.size - size:
+            raise ValueError(f"{self.path}: {size} bytes at {offset} of a disk of {self.size}")
+        segment = ffi.new("struct iovec *", {"iov_base": memory, "iov_len": size})
+        transfer = ffi.new(
+            "struct pv_transfer *", {"segments": segment, "count": 1, "offset": offset, "left": size}
+        )  # fmt: skip
+        check_result(function(self.native, transfer, True), self.path)
+
+    def close(self) -> None:
+        """Give everything back; harmless when done before. Not flushed: the host writes it in its own time."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = self.native.fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def check_result(result: int, path: str) -> int:
+    """``result`` of a native call if it is not ``-errno``."""
+    if result < 0:
+        raise OSError(-result, os.strerror(-result), path)
+    return result
+
+
+def open_image(path: str, *, read_only: bool) -> Image:
+    """Open and lock the file or block device at ``path``.
+
+    ConfigError (there is no such disk, or it makes none) or HostError (no permission, in use), in one line with the
+    remedy.
+    """
+    fd = open_disk_file(path, read_only=read_only)
+    try:
+        size, is_device = disk_size(fd, path)
+        lock_disk(fd, path, shared=read_only)
+    except BaseException:
+        os.close(fd)
+        raise
+    T.block_image_open.on and T.block_image_open(path, size, read_only)
+    return Image(path, fd, size, read_only=read_only, is_device=is_device)
+
+
+def open_disk_file(path: str, *, read_only: bool) -> int:
+    """A descriptor; a named pipe or the like is refused and not waited for."""
+    try:
+        return os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise ConfigError(f"disk {path}: no such file; make one with: truncate -s 1G {path}") from None
+    except IsADirectoryError:
+        raise ConfigError(f"disk {path}: is a folder; name a raw image file or a block device") from None
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and not read_only:
+            remedy = "use it readonly, or with overlay=FILE"
+            raise HostError(f"disk {path}: cannot be written ({error.strerror}); {remedy}") from None
+        raise HostError(f"disk {path}: cannot be opened: {error.strerror}; check path and permissions") from None
+
+
+def disk_size(fd: int, path: str) -> tuple[int, bool]:
+    """(bytes, whether it is a block device). ConfigError for what cannot be a disk."""
+    mode = os.fstat(fd).st_mode
+    is_device = stat.S_ISBLK(mode)
+    if stat.S_ISDIR(mode):
+        raise ConfigError(f"disk {path}: is a folder; name a raw image file or a block device")
+    if not is_device and not stat.S_ISREG(mode):
+        raise ConfigError(f"disk {path}: is neither a file nor a block device")
+    size = os.lseek(fd, 0, os.SEEK_END)
+    if size < SECTOR:
+        raise ConfigError(f"disk {path}: has {size} bytes, a disk has at least one sector of {SECTOR}")
+    if size % SECTOR:
+        whole = -(-size // SECTOR) * SECTOR
+        raise ConfigError(f"disk {path}: {size} bytes are no whole sectors; extend it with: truncate -s {whole} {path}")
+    return size, is_device
+
+
+def lock_disk(fd: int, path: str, *, shared: bool) -> None:
+    """Take the lock that keeps a second writer away. HostError if somebody has it."""
+    try:
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        use = "written by another process" if shared else "in use by another process"
+        raise HostError(f"disk {path}: is {use}; end that one, or give each its own overlay=FILE over it") from None
+    except OSError as error:
+        # Some network file systems have no locks; refusing their disks would help nobody.
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise HostError(f"disk {path}: cannot be locked: {error.strerror}; copy it elsewhere") from None
