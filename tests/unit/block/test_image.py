@@ -55,9 +55,9 @@ def test_what_is_no_disk_is_refused_without_waiting(tmp_path: Path) -> None:
 
 def test_one_writer_or_many_readers(tmp_path: Path) -> None:
     path = made(tmp_path)
-    with open_image(path, read_only=True), open_image(path, read_only=True):
-        with pytest.raises(HostError, match="in use by another process"):
-            open_image(path, read_only=False)
+    two_readers = open_image(path, read_only=True), open_image(path, read_only=True)
+    with two_readers[0], two_readers[1], pytest.raises(HostError, match="in use by another process"):
+        open_image(path, read_only=False)
     with open_image(path, read_only=False):
         for read_only in (True, False):
             with pytest.raises(HostError, match="another process"):
@@ -67,7 +67,10 @@ def test_one_writer_or_many_readers(tmp_path: Path) -> None:
 
 def test_a_killed_writer_leaves_no_lock(tmp_path: Path) -> None:
     path = made(tmp_path)
-    code = f"from pyvmm.block.image import open_image as o; i = o({path!r}, read_only=False); print(1, flush=True); input()"
+    code = (
+        f"from pyvmm.block.image import open_image; image = open_image({path!r}, read_only=False)\n"
+        "print(1, flush=True); input()"
+    )
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None and child.stdout.readline() == b"1\n"
         with pytest.raises(HostError, match="another process"):

@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 from pyvmm.block.image import SECTOR, open_image
 from pyvmm.block.overlay import (
-    BITMAP_AT, CLUSTER, COMMITTING, EMPTYING, SIZE_MAX, Header, Overlay, bitmap_size, open_overlay, read_header,
+    BITMAP_AT,
+    CLUSTER,
+    COMMITTING,
+    EMPTYING,
+    SIZE_MAX,
+    Header,
+    Overlay,
+    bitmap_size,
+    open_overlay,
+    read_header,
     temporary_overlay,
 )  # fmt: skip
 from pyvmm.errors import ConfigError, HostError, ImageError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import struct
 import time
@@ -105,7 +106,7 @@ class BlkBench(Bench):
         self.memory.write(at, readable + b"\xee" * room)
         edges = sorted({0, len(readable), total, *(cut for cut in cuts if 0 < cut < total)})
         pieces = [
-            Buffer(at + a, b - a, a >= len(readable)) for a, b in zip(edges, edges[1:], strict=False) if b > a
+            Buffer(at + a, b - a, a >= len(readable)) for a, b in itertools.pairwise(edges) if b > a
         ]  # fmt: skip
         return self.driver.offer(pieces)
 

@@ -18,7 +18,21 @@ from pyvmm.virtio.mmio import DEVICE_NEEDS_RESET
 from pyvmm.virtio.queue import F_EVENT_IDX
 from tests.framework.stuck_memory import stuck_memory
 from tests.unit.virtio.block_bench import (
-    ALL, DATA, DISCARD, FLUSH, GET_ID, IN, IOERR, OK, OUT, UNSUPP, ZEROES, BlkBench, block_bench, disk, header, ranges,
+    ALL,
+    DATA,
+    DISCARD,
+    FLUSH,
+    GET_ID,
+    IN,
+    IOERR,
+    OK,
+    OUT,
+    UNSUPP,
+    ZEROES,
+    block_bench,
+    disk,
+    header,
+    ranges,
 )  # fmt: skip
 from tests.unit.virtio.fake_driver import Buffer
 
