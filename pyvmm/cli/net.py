@@ -13,7 +13,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pyvmm.net.networks import NetworkState
+    from pyvmm.net.networks import NetworkState, VmState
 
 
 def add_parser(subparsers: Any) -> None:
@@ -81,14 +81,20 @@ def _print_table(networks: list[NetworkState]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("network", "state", "addresses", "host", "NAT", "VM", "address", "tap", "", title="pyvmm networks")
+    table = Table(title="pyvmm networks")
+    for title in ("network", "state", "host", "NAT", "VM", "address", "tap"):
+        table.add_column(title, overflow="fold")  # all of it, also where the terminal is narrow
     for network in networks:
-        nat = (network.uplink or "yes") if network.nat else "no"
-        head = [network.name, network.state, network.cidr or "", network.host or "", nat if network.cidr else ""]
-        rows = [[vm.vm, vm.address, vm.tap, vm.state] for vm in network.vms]
-        rows += [["", "", port, "not a VM's"] for port in network.other_ports]
-        for index, row in enumerate(rows or [[""] * 4]):
-            cells = (head if index == 0 else [""] * 5) + row
+        host = f"{network.host}/{network.cidr.partition('/')[2]}" if network.cidr else ""
+        nat = (network.uplink or "yes") if network.nat else "no" if network.cidr else ""
+        rows = [[_vm_title(vm), vm.address, vm.tap] for vm in network.vms]
+        rows += [["(not a VM's)", "", port] for port in network.other_ports]
+        for index, row in enumerate(rows or [["", "", ""]]):
+            head = [network.name, network.state, host, nat] if index == 0 else [""] * 4
             # Text, not str: a name must not be taken for rich's markup.
-            table.add_row(*(Text(cell) for cell in cells))
+            table.add_row(*(Text(cell) for cell in head + row))
     Console().print(table)
+
+
+def _vm_title(vm: VmState) -> str:
+    return vm.vm if vm.state == "connected" else f"{vm.vm} ({vm.state})"

@@ -84,7 +84,7 @@ class Machine:
         self.backend = backend
         self.devices: list[Device] = []
         self.taps: dict[str, Tap] = {}
-        """Taps that are open already, by name: the machine's places in named networks. The builder closes them."""
+        """Taps that are open already, by name: places in named networks. Their devices use and close them."""
         self.threads: list[VcpuThread] = []
         self.image: LoadedImage | None = None
         self.ending: Ending | None = None

@@ -39,16 +39,18 @@ def _net(machine: Machine, config: NetConfig) -> VirtioDevice:
     else:
         cards = [each for each in machine.config.devices if isinstance(each, NetConfig)]
         mac = default_mac(machine.config.name, next(i for i, each in enumerate(cards) if each is config))
-    return VirtioNet(machine.vm.native, _net_backend(config), mac, _say)
+    return VirtioNet(machine.vm.native, _net_backend(machine, config), mac, _say)
 
 
-def _net_backend(config: NetConfig) -> Backend:
+def _net_backend(machine: Machine, config: NetConfig) -> Backend:
     if config.backend == "stream":
         if config.mtu is not None or config.bridge is not None:
             raise ConfigError(f"--net {config.target}: mtu and bridge are a tap's; a stream has neither")
         from pyvmm.net.stream import Stream
 
         return Stream(config.target)
+    if config.target in machine.taps:
+        return machine.taps[config.target]
     from pyvmm.net.tap import Tap
 
     tap = Tap(config.target, mtu=config.mtu)

@@ -6,13 +6,13 @@ its own by Linux's ``ip=`` parameter, or is told by hand.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
 from pyvmm.errors import ConfigError
+from pyvmm.net.mac import default_mac, format_mac
 
 PREFIX_MIN, PREFIX_MAX = 8, 30
 """/30 is the host and one guest."""
@@ -121,9 +121,5 @@ def tap_name(vm: str, taken: Iterable[str]) -> str:
 
 
 def mac_of(network: str, vm: str, number: int = 0) -> str:
-    """The same MAC address for the same VM in the same network each time, locally administered, not a group's.
-
-    ``number`` tells VMs of one name apart. IEEE 802, 8.2: the two low bits of the first byte.
-    """
-    digest = hashlib.blake2b(f"{network}\0{vm}\0{number}".encode(), digest_size=5).digest()
-    return ":".join(f"{byte:02x}" for byte in b"\x02" + digest)
+    """The same MAC address for the same VM in the same network each time; ``number`` tells VMs of one name apart."""
+    return format_mac(default_mac(f"{network}\0{vm}", number))
