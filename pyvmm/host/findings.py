@@ -162,6 +162,16 @@ def surroundings_findings(around: Surroundings) -> list[Finding]:
             around.network_namespace,
             "network tests run apart from this host's network" if namespace else "no network tests",
         ),
+        Finding(
+            "bridge",
+            around.bridge,
+            "pyvmm net up makes networks" if around.bridge == "yes" else "no networks by name; --net tap: or stream:",
+        ),
+        Finding(
+            "nftables",
+            around.nftables,
+            "pyvmm net up --nat leads guests outside" if around.nftables == "yes" else "networks without --nat",
+        ),
         Finding("memfd", around.memfd, "guest memory" if around.memfd == "yes" else "cannot run guests"),
         Finding("CPUs", str(around.cpus), "more vCPUs than that share them"),
         Finding(

@@ -21,10 +21,12 @@ _IFF_TAP: Final = 0x0002
 _IFF_NO_PI: Final = 0x1000
 _TIMEOUT: Final = 10.0
 
-# Runs in a child: a network namespace of its own, as this user or inside a user namespace of its own.
-# Prints which of the two worked. CLONE_NEWNET and CLONE_NEWUSER are <linux/sched.h>'s.
+# Runs in a child: a network namespace of its own, as this user or inside a user namespace of its own. Prints which of
+# the two worked, and in further lines whether a bridge can be made there and whether nftables answers. The numbers are
+# CLONE_NEWNET and CLONE_NEWUSER (<linux/sched.h>), SIOCBRADDBR (<linux/sockios.h>), NETLINK_NETFILTER and a dump of
+# NFT_MSG_GETTABLE with NLM_F_REQUEST, NLM_F_DUMP (<linux/netfilter/nfnetlink.h>, nf_tables.h); 2 is NLMSG_ERROR.
 _UNSHARE: Final = """
-import ctypes, os
+import ctypes, fcntl, os, socket, struct
 libc = ctypes.CDLL(None, use_errno=True)
 for how, flags in (("yes", 0x40000000), ("in a user namespace", 0x50000000)):
     if libc.unshare(flags) == 0:
@@ -33,6 +35,23 @@ for how, flags in (("yes", 0x40000000), ("in a user namespace", 0x50000000)):
     error = ctypes.get_errno()
 else:
     print("no: " + os.strerror(error))
+    raise SystemExit
+def bridge():
+    with socket.socket() as s:
+        fcntl.ioctl(s, 0x89A0, b"pvprobe".ljust(16, b"\\0"))
+def nftables():
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12) as s:
+        s.settimeout(5)
+        s.send(struct.pack("=IHHIIBBH", 20, 10 << 8 | 1, 0x301, 1, 0, 2, 0, 0))
+        length, kind, flags, sequence, port, error = struct.unpack_from("=IHHIIi", s.recv(4096))
+        if kind == 2 and error:
+            raise OSError(-error, os.strerror(-error))
+for probe in (bridge, nftables):
+    try:
+        probe()
+        print("yes")
+    except OSError as error:
+        print("no: " + (error.strerror or str(error)))
 """
 
 
@@ -45,6 +64,10 @@ class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
     """A tap device can be made."""
     network_namespace: str
     """``yes``, ``in a user namespace`` (no rights outside it) or ``no: ...``."""
+    bridge: str
+    """A bridge can be made there."""
+    nftables: str
+    """The kernel has nftables, which ``pyvmm net up --nat`` needs."""
     memfd: str
     cpus: int
     """CPUs this process may run on."""
@@ -67,11 +90,14 @@ def look_around() -> Surroundings:
     import psutil
 
     memory = psutil.virtual_memory()
+    namespace, bridge, nftables = try_network()
     temporary = tempfile.gettempdir()
     return Surroundings(
         kvm=try_kvm(),
         tap=try_tap(),
-        network_namespace=try_network_namespace(),
+        network_namespace=namespace,
+        bridge=bridge,
+        nftables=nftables,
         memfd=try_memfd(),
         cpus=len(os.sched_getaffinity(0)),
         memory_total=memory.total,
@@ -123,8 +149,12 @@ def try_tap(path: str = "/dev/net/tun") -> str:
     return "yes"
 
 
-def try_network_namespace() -> str:
-    """Make one in a child process, so that this one's network stays as it is."""
+def try_network() -> tuple[str, str, str]:
+    """Make a network namespace in a child process, so that this one's network stays as it is.
+
+    Returns whether that works, and whether bridges and nftables do in it.
+    """
+    unknown = "no: without a network namespace of its own this is not tried"
     try:
         child = subprocess.run(
             [sys.executable, "-I", "-S", "-c", _UNSHARE],
@@ -135,9 +165,13 @@ def try_network_namespace() -> str:
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        return f"no: {error}"
-    answer = child.stdout.strip()
-    return answer if child.returncode == 0 and answer else f"no: the child ended with status {child.returncode}"
+        return f"no: {error}", unknown, unknown
+    match child.stdout.splitlines():
+        case [namespace, bridge, nftables] if child.returncode == 0:
+            return namespace, bridge, nftables
+        case [refusal] if child.returncode == 0:
+            return refusal, unknown, unknown
+    return f"no: the child ended with status {child.returncode}", unknown, unknown
 
 
 def try_memfd() -> str:

@@ -62,6 +62,13 @@ def test_doing_it_again_is_harmless(host: Namespace) -> None:
     assert net(host, "down", "demo") == "network demo was not up\n"
 
 
+def test_two_at_once_make_one_network(host: Namespace) -> None:
+    children = [host.start(PYVMM, "net", "up", "demo") for _ in range(3)]
+    answers = sorted(child.communicate(timeout=60)[0].decode().split(":")[0] for child in children)
+    assert answers == ["network demo is up", "network demo was up", "network demo was up"]
+    assert host.interfaces() == {"lo", "pvm-demo"}
+
+
 def test_another_plan_is_refused(host: Namespace) -> None:
     net(host, "up", "demo")
     assert "is up with 10.91.0.0/24, not 10.5.0.0/16; pyvmm net down demo" in net_refused(

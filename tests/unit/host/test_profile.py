@@ -161,6 +161,8 @@ def test_surroundings_in_words() -> None:
         kvm="no: Permission denied; add this user to the group kvm",
         tap="no: Operation not permitted",
         network_namespace="in a user namespace",
+        bridge="yes",
+        nftables="yes",
         memfd="yes",
         cpus=4,
         memory_total=8 << 30,
