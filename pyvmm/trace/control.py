@@ -73,6 +73,29 @@ def enable_from_option(text: str) -> None:
         enable(wanted, _open(path, kind))
 
 
+def states(pattern: str) -> dict[str, bool]:
+    """Declared events that match ``pattern`` and whether anybody gets them, those of modules not imported yet, too."""
+    with registry_lock:
+        return {
+            name: any(_selected(name, patterns) for patterns in _rules.values())
+            for name in all_declared_events()
+            if fnmatch.fnmatchcase(name, pattern)
+        }
+
+
+def switch(names: Sequence[str], on: bool) -> None:
+    """Turn events on or off in every backend there is; if there is none, turn them on in a log on stderr."""
+    with registry_lock:
+        if on and not _rules:
+            _rules[_open("", "log")] = []
+        for patterns in _rules.values():
+            # An older rule of the same event has no effect any more; without it the list has a bound.
+            patterns[:] = [rule for rule in patterns if rule.removeprefix("-") not in names]
+            patterns.extend(name if on else f"-{name}" for name in names)
+        for group in groups_and_later_ones(_apply):
+            _apply(group)
+
+
 def close_all() -> None:
     """Turn every event off and finish every trace. Call it last; calling it twice is allowed."""
     with registry_lock:

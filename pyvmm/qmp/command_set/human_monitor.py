@@ -1,1 +1,151 @@
-"""Later."""
+"""human-monitor-command: the commands of QEMU's monitor for people that scripts use most. Source: qapi/misc.json.
+
+Also the commands that exist to be refused properly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pyvmm.qmp.arguments import QmpStruct
+from pyvmm.qmp.command_set import run_state
+from pyvmm.qmp.commands import CommandContext, command
+from pyvmm.qmp.errors import QmpError
+from pyvmm.qmp.human.examine import BadExpression, examine
+from pyvmm.qmp.human.memory_tree import tree_lines
+from pyvmm.qmp.human.registers import register_lines
+from pyvmm.qmp.version import version_info
+
+
+class HumanMonitorArguments(QmpStruct):
+    """One line as a person would type it; ``cpu_index`` is what register names mean."""
+
+    command_line: str
+    cpu_index: int = 0
+
+
+class ScreendumpArguments(QmpStruct):
+    """QEMU's."""
+
+    filename: str
+
+
+Handler = Callable[[CommandContext, str, int], list[str]]
+
+
+@command("human-monitor-command")
+def human_monitor_command(context: CommandContext, arguments: HumanMonitorArguments) -> str:
+    """The lines it prints, each ended by CR LF; mistakes are told there, too, as a person would see them."""
+    if not 0 <= arguments.cpu_index < len(context.machine.vcpus):
+        raise QmpError("Parameter 'cpu-index' expects a CPU number")
+    lines = _carry_out(context, arguments.command_line.strip(), arguments.cpu_index)
+    return "".join(line + "\r\n" for line in lines)
+
+
+@command("screendump")
+def screendump(context: CommandContext, arguments: ScreendumpArguments) -> None:
+    """Refused: there is nothing to see."""
+    raise QmpError("There is no console to take a screendump from: the machine has a serial line only")
+
+
+def _carry_out(context: CommandContext, line: str, cpu: int) -> list[str]:
+    name, slash, rest = line.partition("/")
+    if slash and name.strip() in ("x", "xp"):
+        name, rest = name.strip(), "/" + rest
+    else:
+        name, _, rest = line.partition(" ")
+    if name == "info":
+        topic, _, rest = rest.strip().partition(" ")
+        if not topic:
+            return [f"info {known}" for known in sorted(_INFO)]
+        handler = _INFO.get(topic)
+        name = f"info {topic}"
+    else:
+        handler = _COMMANDS.get(name)
+    if not line:
+        return []
+    if handler is None:
+        return [f"unknown command: '{name}'"]
+    try:
+        return handler(context, rest.strip(), cpu)
+    except QmpError as error:
+        return [f"Error: {error}"]
+    except BadExpression as error:
+        return [str(error), f'Try "help {name}" for more information']
+
+
+def _registers(context: CommandContext, words: str, cpu: int) -> list[str]:
+    vcpus = context.machine.vcpus
+    if words and words != "-a":
+        if not (words.isascii() and words.isdecimal() and len(words) < 5 and int(words) < len(vcpus)):
+            return ["Invalid CPU index" if words.isdecimal() else "invalid char in expression"]
+        cpu = int(words)
+    with context.machine.standing_still():
+        chosen = vcpus if words == "-a" else [vcpus[cpu]]
+        return [line for vcpu in chosen for line in register_lines(vcpu)]
+
+
+def _status(context: CommandContext, words: str, cpu: int) -> list[str]:
+    state = context.machine.run_state.value
+    if state in ("running", "paused"):
+        return [f"VM status: {state}"]
+    return [f"VM status: paused ({state})"]
+
+
+def _cpus(context: CommandContext, words: str, cpu: int) -> list[str]:
+    return [
+        f"{'*' if t.vcpu.index == cpu else ' '} CPU #{t.vcpu.index}: thread_id={t.thread_id or 0}"
+        for t in context.machine.threads
+    ]
+
+
+def _mtree(context: CommandContext, words: str, cpu: int) -> list[str]:
+    if words not in ("", "-f"):
+        return [f"unsupported option {words}"]
+    return tree_lines(context.machine, flat=words == "-f")
+
+
+def _memory_size(context: CommandContext, words: str, cpu: int) -> list[str]:
+    return [f"base memory: {context.machine.memory.size}", "plugged memory: 0"]
+
+
+def _x(context: CommandContext, words: str, cpu: int) -> list[str]:
+    return examine(context.machine, words, physical=False, cpu=cpu)
+
+
+def _xp(context: CommandContext, words: str, cpu: int) -> list[str]:
+    return examine(context.machine, words, physical=True, cpu=cpu)
+
+
+def _silently(handler: Callable[[CommandContext], None]) -> Handler:
+    def carry_out(context: CommandContext, words: str, cpu: int) -> list[str]:
+        handler(context)
+        return []
+
+    return carry_out
+
+
+_INFO: dict[str, Handler] = {
+    "cpus": _cpus,
+    "kvm": lambda context, words, cpu: ["kvm support: enabled"],
+    "memory_size_summary": _memory_size,
+    "mtree": _mtree,
+    "name": lambda context, words, cpu: [context.machine.config.name],
+    "registers": _registers,
+    "status": _status,
+    "version": lambda context, words, cpu: [version_info().package],
+}
+
+_COMMANDS: dict[str, Handler] = {
+    "c": _silently(run_state.cont),
+    "cont": _silently(run_state.cont),
+    "help": lambda context, words, cpu: sorted([*_COMMANDS, *(f"info {topic}" for topic in _INFO)]),
+    "q": _silently(run_state.quit_),
+    "quit": _silently(run_state.quit_),
+    "s": _silently(run_state.stop),
+    "stop": _silently(run_state.stop),
+    "system_powerdown": _silently(run_state.system_powerdown),
+    "system_reset": _silently(run_state.system_reset),
+    "x": _x,
+    "xp": _xp,
+}
