@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,12 @@ class QmpMachine:
     def client(self, timeout: float = 20) -> QmpClient:
         return open_client(f"unix:{self.path}", timeout)
 
+    def wait_for(self, client: QmpClient, status: str, seconds: float = 30) -> None:
+        deadline = time.monotonic() + seconds
+        while (now := client.execute("query-status")["status"]) != status:
+            assert time.monotonic() < deadline, f"{now}, not {status}"
+            time.sleep(0.02)
+
 
 def _listens(path: Path) -> bool:
     """Not only bound; also a client that comes and goes at once."""
@@ -31,14 +38,14 @@ def _listens(path: Path) -> bool:
         return link.connect_ex(str(path)) == 0
 
 
-@pytest.fixture
-def machine_with_qmp(tmp_path: Path) -> Iterator[Callable[..., QmpMachine]]:
-    """A factory: real-mode code and options -> a machine that runs and listens."""
+@contextlib.contextmanager
+def machines(folder: Path) -> Iterator[Callable[..., QmpMachine]]:
+    """A factory: real-mode code, or a guest's folder, and options -> a machine that runs and listens."""
     made: list[Running] = []
 
-    def start(code: bytes, *options: str, name: str = "guest") -> QmpMachine:
-        path = tmp_path / f"{name}.qmp"
-        guest = image(tmp_path, code, f"{name}.bin")
+    def start(code: bytes | Path, *options: str, name: str = "guest") -> QmpMachine:
+        path = folder / f"{name}.qmp"
+        guest = image(folder, code, f"{name}.bin") if isinstance(code, bytes) else str(code)
         running = Running("run", guest, "--qmp", f"unix:{path}", "--timeout", "100", *options)
         made.append(running)
         deadline = time.monotonic() + 20
@@ -48,6 +55,15 @@ def machine_with_qmp(tmp_path: Path) -> Iterator[Callable[..., QmpMachine]]:
             time.sleep(0.01)
         return QmpMachine(running, path)
 
-    yield start
-    for running in made:
-        running.__exit__()
+    try:
+        yield start
+    finally:
+        for running in made:
+            running.__exit__()
+
+
+@pytest.fixture
+def machine_with_qmp(tmp_path: Path) -> Iterator[Callable[..., QmpMachine]]:
+    """Machines of one test."""
+    with machines(tmp_path) as start:
+        yield start

@@ -24,7 +24,7 @@ from pyvmm.qmp.commands import CommandContext, command
 from pyvmm.qmp.core_dump import extents, write_all, write_core
 from pyvmm.qmp.errors import QmpError
 
-Unsigned = Annotated[int, msgspec.Meta(ge=0, le=(1 << 64) - 1)]
+Unsigned = Annotated[int, msgspec.Meta(ge=0)]
 _PIECE = 1 << 20
 
 
