@@ -6,6 +6,7 @@ import errno
 import os
 import threading
 import time
+from collections.abc import Callable
 
 _LIMIT = 1 << 20
 _REOPEN = _LIMIT // 2
@@ -27,6 +28,8 @@ class OutputGate:
 
     def __init__(self) -> None:
         self.full = False
+        self.on_open: Callable[[], None] = lambda: None
+        """Called, on a thread of an output's, when the last one that was full has room again."""
         self._sources: set[int] = set()
         self._condition = threading.Condition()
         self._open = False
@@ -35,8 +38,10 @@ class OutputGate:
         """Called by each output whenever it fills up or has room again; the gate is shut while any is full."""
         with self._condition:
             (self._sources.add if full else self._sources.discard)(id(source))
-            self.full = bool(self._sources)
+            before, self.full = self.full, bool(self._sources)
             self._condition.notify_all()
+        if before and not self.full:
+            self.on_open()
 
     def hold_open(self, on: bool) -> None:
         """While ``on`` nobody waits: vCPUs are being parked and must come out."""

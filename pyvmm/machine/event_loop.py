@@ -45,16 +45,41 @@ class EventLoop:
         self._lock = threading.RLock()
         self._stopped = False
         self._closed = False
-        self._selector.register(self._wake, selectors.EVENT_READ, lambda: clear_eventfd(self._wake))
+        self.add_reader(self._wake, lambda: clear_eventfd(self._wake))
 
     def add_reader(self, fd: int, callback: Callback) -> None:
-        """Call ``callback`` whenever ``fd`` is readable or hung up."""
-        self._selector.register(fd, selectors.EVENT_READ, callback)
+        """Call ``callback`` whenever ``fd`` is readable or hung up. KeyError: ``fd`` has a reader."""
+        self._add(fd, selectors.EVENT_READ, callback)
 
     def remove_reader(self, fd: int) -> None:
-        """Forget ``fd``; unknown ones are ignored."""
+        """Forget ``fd``'s reader; unknown ones are ignored."""
+        self._remove(fd, selectors.EVENT_READ)
+
+    def add_writer(self, fd: int, callback: Callback) -> None:
+        """Call ``callback`` whenever ``fd`` is writable or hung up. KeyError: ``fd`` has a writer."""
+        self._add(fd, selectors.EVENT_WRITE, callback)
+
+    def remove_writer(self, fd: int) -> None:
+        """Forget ``fd``'s writer; unknown ones are ignored."""
+        self._remove(fd, selectors.EVENT_WRITE)
+
+    def _add(self, fd: int, event: int, callback: Callback) -> None:
+        key = self._selector.get_map().get(fd)
+        if key is None:
+            self._selector.register(fd, event, {event: callback})
+        elif event in key.data:
+            raise KeyError(f"descriptor {fd} is watched already")
+        else:
+            self._selector.modify(fd, key.events | event, {**key.data, event: callback})
+
+    def _remove(self, fd: int, event: int) -> None:
         with contextlib.suppress(KeyError, ValueError):
-            self._selector.unregister(fd)
+            key = self._selector.get_key(fd)
+            left = {other: callback for other, callback in key.data.items() if other != event}
+            if not left:
+                self._selector.unregister(fd)
+            elif event in key.data:
+                self._selector.modify(fd, key.events & ~event, left)
 
     def call_later(self, seconds: float, callback: Callback) -> Timer:
         """Call ``callback`` once, in ``seconds``."""
@@ -89,10 +114,12 @@ class EventLoop:
         if self._timers:
             until = max(0.0, self._timers[0][0] - time.monotonic())
             timeout = until if timeout is None else min(until, timeout)
-        for key, _ in self._selector.select(timeout):
-            # An earlier callback of this round may have removed the descriptor.
-            if self._selector.get_map().get(key.fd) is key:
-                key.data()
+        for key, ready in self._selector.select(timeout):
+            for event, callback in key.data.items():
+                # An earlier callback of this round may have removed the descriptor.
+                current = self._selector.get_map().get(key.fd)
+                if ready & event and current is not None and current.data.get(event) is callback:
+                    callback()
         now = time.monotonic()
         while self._timers and self._timers[0][0] <= now:
             timer = heapq.heappop(self._timers)[2]

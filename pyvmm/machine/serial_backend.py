@@ -7,8 +7,8 @@ import os
 import socket
 import stat
 from collections.abc import Callable
+from typing import Protocol
 
-from pyvmm.devices.serial import Serial
 from pyvmm.errors import ConfigError
 from pyvmm.machine.console_output import FLUSH_DEADLINE, ConsoleOutput, OutputGate
 from pyvmm.machine.event_loop import EventLoop
@@ -16,6 +16,16 @@ from pyvmm.machine.unix_listener import listen_unix
 
 _READ = 4096
 _PENDING_MAX = 65536  # typed at a guest that does not listen: what is beyond is dropped
+
+
+class InputTaker(Protocol):
+    """What input goes to: a serial port or its like."""
+
+    on_room: Callable[[], None] | None
+    """To be called when :meth:`receive` would take something again."""
+
+    def receive(self, data: bytes) -> int:
+        """Take the first bytes of ``data``; how many."""
 
 
 class SerialBackend:
@@ -26,7 +36,7 @@ class SerialBackend:
         """Where vCPUs wait while output is full."""
         self._loop = loop
         self._output = None if fd is None else ConsoleOutput(fd, self.gate, own_fd=own_fd)
-        self._serial: Serial | None = None
+        self._serial: InputTaker | None = None
         self._input = -1
         self._file = -1
         self._pending = b""
@@ -45,7 +55,7 @@ class SerialBackend:
         if output is not None:
             output(data)
 
-    def attach(self, serial: Serial) -> None:
+    def attach(self, serial: InputTaker) -> None:
         """Connect the device; from now on input flows."""
         self._serial = serial
         serial.on_room = lambda: self._loop.post(self._feed)
@@ -136,13 +146,16 @@ class SerialBackend:
 
 
 class SocketSerialBackend(SerialBackend):
-    """A listening unix socket; one client at a time, output without a client is lost as on a real line."""
+    """A listening unix socket; one client at a time, output without a client is lost as on a real line.
 
-    def __init__(self, loop: EventLoop, path: str) -> None:
+    ConfigError, which starts with ``option``, says why ``path`` cannot be used.
+    """
+
+    def __init__(self, loop: EventLoop, path: str, option: str = "--serial") -> None:
         super().__init__(loop, None)
         self._path = path
         self._client: socket.socket | None = None
-        self._listener = listen_unix(path, f"--serial unix:{path}")
+        self._listener = listen_unix(path, f"{option} unix:{path}")
         loop.add_reader(self._listener.fileno(), self._accept)
 
     def close(self) -> None:

@@ -128,6 +128,13 @@ class GuestMemory:
             return False
         return True
 
+    def gpa_of(self, hva: int) -> int:
+        """The guest-physical address that is mapped at ``hva``; GuestMemoryError if that is no guest memory."""
+        for region in self.regions:
+            if region.hva <= hva < region.hva + region.size:
+                return region.gpa + hva - region.hva
+        raise GuestMemoryError(hva, 1, "host address")
+
     def read(self, gpa: int, size: int) -> bytes:
         """``size`` bytes from ``gpa``; GuestMemoryError if any of them is not RAM."""
         return b"".join(r._map[o : o + n] for r, o, n in self._pieces(gpa, size, "read"))

@@ -25,10 +25,16 @@ struct pv_queue {
 	...;
 };
 
+struct iovec {
+	void *iov_base;
+	size_t iov_len;
+};
+
 struct pv_chain {
 	uint16_t head;
 	uint32_t readable, writable;
 	uint64_t readable_bytes, writable_bytes;
+	struct iovec segments[...];
 	...;
 };
 

@@ -35,6 +35,9 @@ class Transport(Protocol):
     def device_needs_reset(self) -> None:
         """Set DEVICE_NEEDS_RESET and tell the driver."""
 
+    def ring(self, index: int) -> None:
+        """Have queue ``index`` served soon, as if the driver had rung; from any thread, with or without the lock."""
+
 
 class NoState(DeviceState):
     """The state of a device that has none besides features and queues."""

@@ -129,6 +129,10 @@ class VirtioMmio(StatefulDevice[MmioState]):
         if self.state.status & DRIVER_OK:
             self._interrupt(CONFIGURATION_CHANGE)
 
+    def ring(self, index: int) -> None:
+        """The host's side wants queue ``index`` to be looked at."""
+        self._doorbell(index)
+
     def _interrupt(self, bit: int) -> None:
         lib.pv_interrupt_raise(self.interrupt, bit)
         T.virtio_mmio_notify.on and T.virtio_mmio_notify(self.section_id, self._interrupt_status)

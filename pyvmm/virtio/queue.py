@@ -86,6 +86,12 @@ class Chain:
         count = lib.pv_chain_read(self.native, offset, data, size)
         return bytes(ffi.buffer(data, count))
 
+    def writable_segments(self) -> list[tuple[int, int]]:
+        """(HVA, bytes) of each piece the device may write, for what is done to memory other than writing to it."""
+        native, first = self.native, self.native.readable
+        pieces = (native.segments[first + i] for i in range(native.writable))
+        return [(int(ffi.cast("uintptr_t", piece.iov_base)), int(piece.iov_len)) for piece in pieces]
+
     def write(self, offset: int, data: bytes) -> int:
         """Write ``data`` to the writable bytes from ``offset`` on; how many bytes there was room for."""
         return int(lib.pv_chain_write(self._queue, self.native, offset, data, len(data)))
@@ -162,6 +168,12 @@ class VirtQueue:
         if result == lib.PV_QUEUE_MISUSED:
             raise ValueError(f"queue {self.index}: a chain is given back that is not out, or {written} is too much")
         self._check(result)
+
+    def put_back(self) -> None:
+        """Undo the last :meth:`pop`, so that nothing is out: it is available again. Only if no other chain is out."""
+        if self.in_flight != 1:
+            raise ValueError(f"queue {self.index}: put back with {self.in_flight} chains out")
+        self._native.next_avail = self._native.next_avail - 1 & 0xFFFF
 
     def wants_interrupt(self) -> bool:
         """Whether the driver wants to hear of what was pushed since the last call (2.7.7)."""
