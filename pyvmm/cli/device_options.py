@@ -9,13 +9,17 @@ from typing import Literal
 import msgspec
 
 from pyvmm.errors import ConfigError
-from pyvmm.machine.config import parse_number
+from pyvmm.machine.config import parse_number, parse_size
 from pyvmm.machine.device_config import (
+    CID_LAST,
     MTU_MAX,
+    BalloonConfig,
+    ConsoleConfig,
     DeviceConfig,
     DiskConfig,
     NetConfig,
     RngConfig,
+    VsockConfig,
     parse_switch,
     split_option,
 )
@@ -28,6 +32,11 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
         help="a network card: in the network NAME (pyvmm net up), on tap:IFNAME, or on stream:unix:PATH or"
         " stream:tcp:HOST:PORT; may be repeated")  # fmt: skip
     add("--rng", action="store_true", help="give the guest a virtio entropy device")
+    add("--virtconsole", metavar="unix:PATH", help="virtio console (hvc0) on a unix socket that pyvmm listens on")
+    add("--balloon", metavar="target=SIZE", nargs="?", const="",
+        help="virtio memory balloon, which takes SIZE from the guest at first (default 0)")  # fmt: skip
+    add("--vsock", metavar="CID,unix:PATH",
+        help="virtio sockets: write 'CONNECT port' to PATH to reach the guest; PATH_N is host port N")  # fmt: skip
 
 
     add(
@@ -44,6 +53,14 @@ def devices_of(args: argparse.Namespace) -> tuple[DeviceConfig, ...]:
     if args.rng:
         devices.append(RngConfig())
     devices.extend(map(_disk, args.disk))
+    if args.virtconsole is not None:
+        devices.append(ConsoleConfig(path=_unix_path("--virtconsole", args.virtconsole)))
+    if args.balloon is not None:
+        devices.append(_balloon(args.balloon))
+    if args.vsock is not None:
+        cid, _, where = args.vsock.partition(",")
+        path = _unix_path(f"--vsock {cid},", where)
+        devices.append(VsockConfig(cid=parse_number(cid, "--vsock", maximum=CID_LAST), path=path))
     return tuple(devices)
 
 
@@ -96,3 +113,19 @@ def _disk(text: str) -> DiskConfig:
         overlay=pairs.get("overlay"),
         serial=pairs.get("serial", ""),
     )
+
+
+def _unix_path(option: str, text: str) -> str:
+    """The path in ``unix:PATH``."""
+    kind, _, path = text.partition(":")
+    if kind != "unix" or not path:
+        raise ConfigError(f"{option} {text!r}: write unix:PATH")
+    return path
+
+
+def _balloon(text: str) -> BalloonConfig:
+    if text and not text.startswith("target="):
+        # A file behind a bare --balloon lands here: it looks like the option's value.
+        raise ConfigError(f"--balloon {text!r}: write --balloon target=SIZE, for example target=32M")
+    _, pairs = split_option("--balloon", f",{text}" if text else "", ("target",))
+    return BalloonConfig(target=parse_size(pairs.get("target", "0"), "--balloon target"))

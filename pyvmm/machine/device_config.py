@@ -6,6 +6,7 @@ A comma that belongs to a value is written twice, as in QEMU.
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Literal
 
@@ -17,6 +18,8 @@ MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
 MTU_MIN, MTU_MAX = 68, 65535
 SERIAL_MAX = 20
 CID_FIRST, CID_LAST = 3, 0xFFFFFFFE
+VSOCK_PATH_MAX = 107 - len("_4294967295")
+"""What unix(7) leaves for a path when a port is put behind it."""
 
 
 class RngConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,6 +94,8 @@ class VsockConfig(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not CID_FIRST <= self.cid <= CID_LAST:
             raise ConfigError(f"--vsock {self.cid}: a guest's CID is {CID_FIRST} to {CID_LAST}")
+        if len(os.fsencode(self.path)) > VSOCK_PATH_MAX:
+            raise ConfigError(f"--vsock {self.cid},unix:{self.path}: a path has at most {VSOCK_PATH_MAX} bytes here")
 
 
 DeviceConfig = RngConfig | NetConfig | DiskConfig | ConsoleConfig | BalloonConfig | VsockConfig

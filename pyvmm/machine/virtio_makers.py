@@ -11,7 +11,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pyvmm.errors import ConfigError
-from pyvmm.machine.device_config import DiskConfig, NetConfig, RngConfig
+from pyvmm.machine.device_config import (
+    BalloonConfig,
+    ConsoleConfig,
+    DiskConfig,
+    NetConfig,
+    RngConfig,
+    VsockConfig,
+)
 from pyvmm.machine.machine import Machine
 from pyvmm.virtio.device import VirtioDevice
 
@@ -85,8 +92,39 @@ def _disk(machine: Machine, config: DiskConfig) -> VirtioDevice:
     return VirtioBlk(machine.vm.native, image, config.serial, _say)
 
 
+def _console(machine: Machine, config: ConsoleConfig) -> VirtioDevice:
+    from pyvmm.machine.serial_backend import SocketSerialBackend
+    from pyvmm.virtio.console import VirtioConsole
+
+    backend = SocketSerialBackend(machine.loop, config.path, "--virtconsole")
+    gate = backend.gate
+    console = VirtioConsole(machine.vm.native, backend.output, lambda: gate.full, backend.close)
+    gate.on_open = lambda: machine.loop.post(console.output_has_room)
+    backend.attach(console)
+    return console
+
+
+def _balloon(machine: Machine, config: BalloonConfig) -> VirtioDevice:
+    from pyvmm.virtio.balloon import VirtioBalloon
+
+    if config.target >= machine.memory.size:
+        raise ConfigError(f"--balloon target={config.target >> 20}M: the guest has {machine.memory.size >> 20}M in all")
+    return VirtioBalloon(machine.vm.native, machine.memory, config.target)
+
+
+def _vsock(machine: Machine, config: VsockConfig) -> VirtioDevice:
+    from pyvmm.machine.unix_listener import listen_unix
+    from pyvmm.virtio.vsock import VirtioVsock
+
+    listener = listen_unix(config.path, f"--vsock {config.cid},unix:{config.path}", backlog=64)
+    return VirtioVsock(machine.vm.native, machine.loop, config.cid, listener, config.path)
+
+
 MAKERS: dict[type, Callable[[Machine, Any], VirtioDevice]] = {
     RngConfig: _rng,
     NetConfig: _net,
     DiskConfig: _disk,
+    ConsoleConfig: _console,
+    BalloonConfig: _balloon,
+    VsockConfig: _vsock,
 }
