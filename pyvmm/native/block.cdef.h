@@ -21,7 +21,6 @@
 #define PV_BLOCK_FAILED ...
 #define PV_BLOCK_NO_STATUS ...
 
-struct iovec { void *iov_base; size_t iov_len; };
 
 struct pv_overlay { uint64_t clusters, bitmap_size; ...; };
 struct pv_block_image { int fd; bool is_device; uint64_t size; struct pv_overlay *overlay; ...; };

@@ -83,7 +83,7 @@ class VirtioBalloon(VirtioDevice):
         self._stats_wanted = False
         self._on_hint: Callable[[int, int], None] = lambda gpa, size: None
         self._on_hints_end: Callable[[], None] = lambda: None
-        self.statistics: dict[str, int] = {}
+        self.guest_statistics: dict[str, int] = {}
         """What the guest said last, bytes and counts by the names of STATISTICS; replaced as a whole."""
         self.on_statistics: Callable[[dict[str, int]], None] = lambda statistics: None
         """Called with the lock held when there are new ones."""
@@ -114,6 +114,10 @@ class VirtioBalloon(VirtioDevice):
         if not 0 <= size <= min(self._memory.size, _U32 * PAGE_SIZE):
             raise ValueError(f"a balloon of {size} bytes in a guest of {self._memory.size}")
         return size // PAGE_SIZE
+
+    def statistics(self) -> dict[str, int]:
+        """Bytes, for the machine's report; what the guest says of itself is ``guest_statistics``."""
+        return {"target": self.target, "actual": self.actual, "reported_free": self.reported}
 
     def request_statistics(self) -> None:
         """Ask the guest for new ones; ``on_statistics`` tells when they are there."""
@@ -256,13 +260,13 @@ class VirtioBalloon(VirtioDevice):
             # Twice the tags there are, for drivers that know more of them or repeat some.
             data = chain.read(0, 2 * len(STATISTICS) * _STATISTIC.size)
             usable = len(data) - len(data) % _STATISTIC.size
-            self.statistics = {
+            self.guest_statistics = {
                 STATISTICS[tag]: value
                 for tag, value in _STATISTIC.iter_unpack(data[:usable])
                 if tag < len(STATISTICS) and value != _UNAVAILABLE
             }
-            T.virtio_balloon_statistics.on and T.virtio_balloon_statistics(len(self.statistics))
-            self.on_statistics(self.statistics)
+            T.virtio_balloon_statistics.on and T.virtio_balloon_statistics(len(self.guest_statistics))
+            self.on_statistics(self.guest_statistics)
         if self._stats_wanted:
             self._stats_wanted = False
             self._stats_queue = None

@@ -94,6 +94,7 @@ def test_the_target_is_told_and_what_the_driver_has_is_read() -> None:
         bench.put(CONFIG + 4, 7)
         bench.put(CONFIG, 99)  # not the driver's
         assert bench.balloon.actual == 7 * PAGE_SIZE and bench.get(CONFIG) == 9
+        assert bench.balloon.statistics() == {"target": 9 * PAGE_SIZE, "actual": 7 * PAGE_SIZE, "reported_free": 0}
         for wrong in (-1, memory.memory.size + 1):
             with pytest.raises(ValueError, match="a balloon of"):
                 bench.balloon.set_target(wrong)
@@ -155,7 +156,7 @@ def test_statistics_come_when_asked_for() -> None:
         bench.serve()
         assert len(bench.drivers[STATS].collect()) == 1 and len(told) == 1
         offer_statistics(bench, (4, 900))
-        assert bench.balloon.statistics == told[1] == {"free_memory": 900}
+        assert bench.balloon.guest_statistics == told[1] == {"free_memory": 900}
 
 
 def test_the_statistics_buffer_survives_a_pause_a_save_and_a_load() -> None:
@@ -176,7 +177,7 @@ def test_the_statistics_buffer_survives_a_pause_a_save_and_a_load() -> None:
         other.transport.load(saved)
         other.transport.kick()
         other.serve()
-        assert other.balloon.statistics == {"free_memory": 1}
+        assert other.balloon.guest_statistics == {"free_memory": 1}
 
 
 def test_reported_pages_go_back_to_the_host_if_they_are_whole() -> None:
