@@ -127,11 +127,16 @@ class VirtioVsock(VirtioDevice):
                 if sender.said_nothing_more:
                     self._expect(sender, SHUTDOWN_DEADLINE, again=False)
             queue.push(chain, chain.write(0, packet))
-            T.virtio_vsock_packet.on and T.virtio_vsock_packet("to", *_facts(Header.decode(packet[: HEADER.size])))
+            if T.virtio_vsock_packet.on:
+                self._trace("to", Header.decode(packet[: HEADER.size]))
         if self._transmit_waits and len(self._answers) < ANSWERS_MAX and self.transport is not None:
             self._transmit_waits = False
             self.transport.ring(TRANSMIT)
         return more
+
+    def _trace(self, direction: str, header: Header) -> None:
+        source, target = f"{header.src_cid}:{header.src_port}", f"{header.dst_cid}:{header.dst_port}"
+        T.virtio_vsock_packet(direction, source, target, header.operation, header.length, header.flags)
 
     def _sender(self) -> Connection | None:
         while self._line:
@@ -177,7 +182,8 @@ class VirtioVsock(VirtioDevice):
 
     def _packet(self, header: Header, chain: Chain) -> None:
         """5.10.6.4: what cannot be is answered with RST, and RST never is."""
-        T.virtio_vsock_packet.on and T.virtio_vsock_packet("from", *_facts(header))
+        if T.virtio_vsock_packet.on:
+            self._trace("from", header)
         if header.src_cid != self._cid:
             return  # no address to answer to
         connection = None
@@ -389,9 +395,3 @@ class VirtioVsock(VirtioDevice):
             self.state.reset_wanted = True
 
         return apply_and_tell
-
-
-def _facts(header: Header) -> tuple[int, int, int, int, int, int, int]:
-    """What traces tell of a packet."""
-    return (header.operation, header.src_cid, header.src_port, header.dst_cid, header.dst_port, header.length,
-            header.flags)  # fmt: skip
