@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from pyvmm.errors import ConfigError, HostError
 from pyvmm.net.bridge import attach
-from pyvmm.net.links import Link, find_link, learned_addresses, open_route, read_links, set_alias
+from pyvmm.net.links import Link, find_link, learned_addresses, open_route, read_links, set_alias, set_option
 from pyvmm.net.networks import find_network, reclaim
 from pyvmm.net.plan import Plan, label, mac_of, tap_name
 from pyvmm.net.records import LeaseRecord, leases_in, networks_lock, write_record
@@ -69,6 +69,7 @@ def join(network: str, vm: str, *, mac: str | None = None, mtu: int | None = Non
             if link is None:
                 raise HostError(f"tap {tap.name}: was removed as soon as it was made; somebody else removes taps here")
             set_alias(route, link, write_record(LeaseRecord(1, network, label(vm), str(address), chosen)))
+            set_option("ipv6", tap.name, "disable_ipv6", True)  # or the guest hears the port's own solicitations
             attach(tap.name, bridge.name, route)
         except BaseException:
             tap.close()

@@ -116,16 +116,19 @@ def addresses(route: Any, link: Link) -> set[IPv4Interface]:
 
 
 def routed_networks(route: Any, but: int = 0) -> list[tuple[IPv4Network, str]]:
-    """(addresses, through which device) of every route but the default one and those of the device ``but``.
+    """(addresses, through which device) of every route but those of the device ``but``.
 
-    All tables count: a VPN's or a policy's addresses are as little ours to take as the main table's.
+    All tables count: a VPN's or a policy's addresses are as little ours to take as the main table's. Routes of more
+    than a /8 do not: they say how to get out (VPNs write the default route as two halves), not what is there.
     """
     names = {link.index: link.name for link in read_links(route)}
     found = []
     with netlink_errors("list routes"):
         for message in route.get_routes(family=_AF_INET):
             destination, out = message.get_attr("RTA_DST"), message.get_attr("RTA_OIF") or 0
-            if destination is None or message["type"] == _RTN_MULTICAST or (but and out == but):
+            if destination is None or message["dst_len"] < 8 or message["type"] == _RTN_MULTICAST:
+                continue
+            if but and out == but:
                 continue
             network = IPv4Network((IPv4Address(destination), message["dst_len"]), strict=False)
             found.append((network, names.get(out, "a route without a device")))

@@ -2,6 +2,9 @@
 
 What exists is what the kernel says (see records.py). Everything here may be done again, and puts right what is half
 there: a process that died in the middle, a bridge that somebody removed under running VMs.
+
+The host is protected from guests; guests of one network are not protected from each other, no more than machines on
+one switch: give those that must not meet networks of their own.
 """
 
 from __future__ import annotations
@@ -107,7 +110,7 @@ def take_down(name: str, *, force: bool = False) -> bool:
     with open_route() as route, networks_lock():
         links = read_links(route)
         bridge = next((link for link in links if link.name == bridge_name(name)), None)
-        if bridge is not None and not isinstance(read_record(bridge.alias), NetworkRecord):
+        if bridge is not None and _record_of(bridge) is None:
             _own_bridge(route, links, name)  # refuses what is not ours; else it is half made
         leases = leases_in(links, name)
         if not force:
@@ -115,12 +118,9 @@ def take_down(name: str, *, force: bool = False) -> bool:
         for link, _ in leases:
             if is_stale(link):
                 remove_link(route, link)
-        record = read_record(bridge.alias) if bridge is not None else None
+        record = _record_of(bridge) if bridge is not None else None
         # A bridge that somebody else removed may have left its translation.
-        if bridge is None or (isinstance(record, NetworkRecord) and record.nat):
-            had_table = nat.take_down_if_there(name)
-        else:
-            had_table = False
+        had_table = (bridge is None or (record is not None and record.nat)) and nat.take_down_if_there(name)
         if bridge is not None:
             remove_link(route, bridge)
         T.net_down.on and T.net_down(name, bridge is not None)
@@ -131,10 +131,7 @@ def list_networks() -> list[NetworkState]:
     """All networks of this namespace, also those of which only VMs are left. Needs no privilege."""
     with open_route() as route:
         links = read_links(route)
-        names = {record.network for _, record in leases_in(links)}
-        for link in links:
-            if link.name.startswith("pvm-") and isinstance(read_record(link.alias), NetworkRecord):
-                names.add(link.name.removeprefix("pvm-"))
+        names = {record.network for _, record in leases_in(links)} | _bridges(links).keys()
         return [_state(route, links, name) for name in sorted(names)]
 
 
@@ -150,21 +147,26 @@ def reclaim(route: Any, links: list[Link], network: str) -> list[Link]:
 
 def find_network(links: list[Link], name: str) -> tuple[Link, NetworkRecord]:
     """The bridge of a network that is up, and its plan; ConfigError says which there are."""
-    networks = {
-        link.name.removeprefix("pvm-"): (link, record)
-        for link in links
-        if link.kind == "bridge" and isinstance(record := read_record(link.alias), NetworkRecord)
-    }
+    networks = _bridges(links)
     if name not in networks:
         there = f"there is {', '.join(sorted(networks))}" if networks else "none is up"
         raise ConfigError(f"--net {name}: no such network ({there}); pyvmm net up {name} makes it")
     return networks[name]
 
 
+def _bridges(links: list[Link]) -> dict[str, tuple[Link, NetworkRecord]]:
+    """The networks that have a bridge, by name."""
+    return {
+        link.name.removeprefix("pvm-"): (link, record)
+        for link in links
+        if link.name.startswith("pvm-") and (record := _record_of(link)) is not None
+    }
+
+
 def _own_bridge(route: Any, links: list[Link], name: str) -> Link | None:
     """The bridge of ``name`` if there is one; ConfigError if what has its name is not pyvmm's."""
     found = next((link for link in links if link.name == bridge_name(name)), None)
-    if found is None or isinstance(read_record(found.alias), NetworkRecord):
+    if found is None or _record_of(found) is not None:
         return found
     # Without alias, address or port it is what a process that died between making and labelling left.
     used = found.alias or addresses(route, found) or any(link.master == found.index for link in links)
@@ -175,8 +177,8 @@ def _own_bridge(route: Any, links: list[Link], name: str) -> Link | None:
     )
 
 
-def _record_of(bridge: Link) -> NetworkRecord | None:
-    record = read_record(bridge.alias)
+def _record_of(link: Link) -> NetworkRecord | None:
+    record = read_record(link.alias) if link.kind == "bridge" else None
     return record if isinstance(record, NetworkRecord) else None
 
 

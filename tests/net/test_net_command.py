@@ -85,6 +85,23 @@ def test_addresses_that_the_host_routes_are_not_taken(host: Namespace) -> None:
     assert host.interfaces() == {"lo", "pvm-a", "pvm-b"}
 
 
+def test_a_default_route_in_two_halves_is_no_network(host: Namespace) -> None:
+    """As VPNs write it; or no network could be made beside one."""
+
+    def inside() -> None:
+        from pyroute2 import IPRoute
+
+        with IPRoute() as route:
+            for half in ("0.0.0.0/1", "128.0.0.0/1"):
+                route.route("add", dst=half, oif=1)
+            route.route("add", dst="10.91.0.0/16", type="blackhole")
+
+    host.call(inside)
+    assert "no /24 of 10.91.0.0/16 is free" in net_refused(host, "up", "demo")
+    assert "already routes 10.91.0.0/16" in net_refused(host, "up", "demo", "--cidr", "10.91.7.0/24")
+    assert "is up: 10.92.0.0/24" in net(host, "up", "demo", "--cidr", "10.92.0.0/24")
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
