@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from pyvmm.qmp.monitor import Monitor
     from pyvmm.qmp.session import Session
 
-COMMAND_SETS = ("introspection", "run_state", "machine_facts", "memory", "tracing", "human_monitor")
+COMMAND_SETS = (
+    "introspection", "run_state", "machine_facts", "memory", "tracing", "human_monitor", "devices", "descriptors",
+)  # fmt: skip
 """Modules of ``command_set/``."""
 
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from pyvmm.qmp.server import Server
 
 END_DEADLINE = 3.0
+DESCRIPTORS_MAX = 32
+"""Named ones."""
 
 
 class Monitor(MachineObserver):
@@ -32,6 +34,8 @@ class Monitor(MachineObserver):
         self._server: Server | None = None
         self._closing = False
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._lock = threading.Lock()
+        self._descriptors: dict[str, int] = {}
         self._thread = threading.Thread(target=self._main, name="qmp", daemon=True)
         machine.observers.add(self)
         self._thread.start()
@@ -42,13 +46,41 @@ class Monitor(MachineObserver):
         if server is not None and not self._closing:
             server.emit(name, data)
 
+    def ring(self) -> None:
+        """From any thread: have the server look at what there is to do."""
+        with self._lock:
+            if self._wake >= 0:
+                os.eventfd_write(self._wake, 1)
+
+    def keep_descriptor(self, name: str, fd: int) -> bool:
+        """``fd`` can be named in a URI, ``fd:NAME``; one of that name is closed. False: there are too many."""
+        with self._lock:
+            old = self._descriptors.pop(name, None)
+            if len(self._descriptors) >= DESCRIPTORS_MAX:
+                return False
+            self._descriptors[name] = fd
+        if old is not None:
+            os.close(old)
+        return True
+
+    def take_descriptor(self, name: str) -> int | None:
+        """The descriptor that a client sent as ``name``; the caller's from now on."""
+        with self._lock:
+            return self._descriptors.pop(name, None)
+
     def close(self) -> None:
         """Send what waits, with a deadline, and end."""
         self._closing = True
-        os.eventfd_write(self._wake, 1)
+        self.ring()
         self._thread.join(END_DEADLINE)
-        if not self._thread.is_alive():  # an out-of-band command that hangs keeps the descriptor
+        if self._thread.is_alive():  # an out-of-band command that hangs keeps the descriptor
+            return
+        with self._lock:
             os.close(self._wake)
+            self._wake = -1
+            for fd in self._descriptors.values():
+                os.close(fd)
+            self._descriptors.clear()
 
     def __enter__(self) -> Self:
         return self

@@ -26,7 +26,7 @@ from pyvmm.qmp.commands import Command, CommandContext, Place, carry_out
 from pyvmm.qmp.endpoints import Endpoint
 from pyvmm.qmp.errors import QmpError
 from pyvmm.qmp.events import event_document
-from pyvmm.qmp.session import CAPABILITIES, Request, Session
+from pyvmm.qmp.session import CAPABILITIES, FDS_MAX, Request, Session
 from pyvmm.qmp.version import version_document
 from pyvmm.trace import trace_group
 
@@ -83,12 +83,7 @@ class Server:
             if link.session.negotiated:
                 line = link.session.send(document)
                 T.qmp_event.on and T.qmp_event(line.decode().rstrip())
-        self._ring()
-
-    def _ring(self) -> None:
-        from os import eventfd_write
-
-        eventfd_write(self._wake, 1)
+        self._monitor.ring()
 
     def _serve(self, seconds: float | None) -> None:
         for key, events in self._selector.select(seconds):
@@ -118,12 +113,14 @@ class Server:
             self._selector.unregister(endpoint.listener)
 
     def _read(self, link: _Link) -> None:
+        fds: list[int] = []
         try:
-            data = link.client.recv(_PIECE)
+            data, fds, _, _ = socket.recv_fds(link.client, _PIECE, FDS_MAX, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return
         except OSError:
             data = b""
+        link.session.receive_descriptors(fds)
         if data:
             link.session.receive(data)
         else:
@@ -163,6 +160,7 @@ class Server:
         if link.watched:
             self._selector.unregister(link.client)
         link.client.close()
+        link.session.close_descriptors()
         full = sum(other.endpoint is link.endpoint for other in self._links) >= link.endpoint.clients
         self._links.remove(link)
         if full and not self._monitor.closing:
@@ -194,4 +192,4 @@ class Server:
             answer = {"error": QmpError(text).document()}
         line = session.answered(request, answer, oob)
         T.qmp_answer.on and T.qmp_answer(session.number, line[:1000].decode().rstrip())
-        self._ring()
+        self._monitor.ring()

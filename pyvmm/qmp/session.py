@@ -9,6 +9,7 @@ that keeps out-of-band commands working keeps fewer than that in flight (as QEMU
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from pyvmm.qmp.json_stream import JsonStream, StreamTooLong
 WAITING_MAX = 8
 UNSENT_MAX = 4 << 20
 """Bytes a client may leave unread before it is cut off."""
+FDS_MAX = 4
+"""Descriptors that may wait for a name."""
 CAPABILITIES = ("oob",)
 
 
@@ -48,6 +51,7 @@ class Session:
         self._waiting: deque[Request] = deque()
         self._busy = False
         self._unsent = bytearray()
+        self._fds: deque[int] = deque()
         # Events and answers come from the loop's thread, too.
         self._lock = threading.Lock()
 
@@ -77,6 +81,26 @@ class Session:
         """They are out."""
         with self._lock:
             del self._unsent[:count]
+
+    # -- descriptors ----------------------------------------------------------------------------
+
+    def receive_descriptors(self, fds: list[int]) -> None:
+        """They came with SCM_RIGHTS and wait for ``getfd``; more than ``FDS_MAX`` are closed."""
+        with self._lock:
+            self._fds.extend(fds)
+            surplus = [self._fds.pop() for _ in range(len(self._fds) - FDS_MAX)]
+        for fd in surplus:
+            os.close(fd)
+
+    def take_received(self) -> int | None:
+        """The oldest; the caller's from now on."""
+        with self._lock:
+            return self._fds.popleft() if self._fds else None
+
+    def close_descriptors(self) -> None:
+        """Nobody will ask for them any more."""
+        while (fd := self.take_received()) is not None:
+            os.close(fd)
 
     # -- in -------------------------------------------------------------------------------------
 

@@ -53,7 +53,12 @@ def machines(folder: Path) -> Iterator[Callable[..., QmpMachine]]:
             assert running.process.poll() is None, running.finish()
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        return QmpMachine(running, path)
+        machine = QmpMachine(running, path)
+        if "-S" not in options:  # whoever comes before it runs gets a RESUME
+            with machine.client() as client:
+                while client.execute("query-status")["status"] == "prelaunch":
+                    time.sleep(0.01)
+        return machine
 
     try:
         yield start

@@ -27,10 +27,14 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
     folder = tmp_path_factory.mktemp("both")
     path = folder / "qemu"
     command = ["qemu-system-x86_64", "-M", "q35", "-accel", "tcg", "-S", "-m", "64", "-display", "none", "-nodefaults"]
+    disk = folder / "disk.img"
+    disk.write_bytes(bytes(1 << 20))
+    command += ["-drive", f"file={disk},format=raw,if=virtio,file.locking=off"]
     qemu = subprocess.Popen([*command, "-name", "same", "-qmp", f"unix:{path},server=on,wait=off"])
     try:
         with machines(folder) as start, contextlib.ExitStack() as stack:
-            ours = stack.enter_context(start(SPIN, "-S", "--memory", "64M", "--name", "same").client())
+            machine = start(SPIN, "-S", "--memory", "64M", "--name", "same", "--disk", str(disk))
+            ours = stack.enter_context(machine.client())
             deadline = time.monotonic() + 30
             while True:
                 try:
@@ -71,6 +75,16 @@ def test_answers_have_the_same_shape(both: Both, name: str) -> None:
     assert ours == its
 
 
+def test_disks_have_the_same_members(both: Both) -> None:
+    ours, its = (client.execute("query-block")[0] for client in both)
+    for members, reference in ((ours, its), (ours["inserted"], its["inserted"]),
+                               (ours["inserted"]["image"], its["inserted"]["image"])):  # fmt: skip
+        assert set(members) <= set(reference)
+    assert ours["device"] == its["device"]
+    assert ours["inserted"]["image"]["virtual-size"] == its["inserted"]["image"]["virtual-size"] == 1 << 20
+    assert ours["inserted"]["file"] == its["inserted"]["file"]
+
+
 def test_what_depends_on_nothing_is_the_same(both: Both) -> None:
     for name in ("query-status", "query-name", "query-memory-size-summary"):
         ours, its = (client.execute(name) for client in both)
@@ -92,6 +106,10 @@ def test_what_depends_on_nothing_is_the_same(both: Both) -> None:
         ("trace-event-get-state", {"name": "no-such"}),
         ("screendump", {}),
         ("qmp_capabilities", {}),
+        ("query-balloon", {}),
+        ("balloon", {"value": 5}),
+        ("getfd", {"fdname": "x"}),
+        ("closefd", {"fdname": "x"}),
         ("human-monitor-command", {}),
     ],
 )

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import pty
+import random
 import select
 import socket
 import subprocess
@@ -190,6 +191,70 @@ def test_a_client_that_goes_in_the_middle_leaves_room_for_the_next(machine_with_
             link.sendall(text)
     with machine.client() as client:
         assert client.execute("query-status")["status"] in ("running", "paused")
+
+
+def test_descriptors_are_handed_over_named_and_closed(machine_with_qmp: Start, tmp_path: Path) -> None:
+    machine = machine_with_qmp(SPIN)
+    mine = tmp_path / "handed-over"
+    mine.touch()
+
+    def held() -> int:
+        folder = Path(f"/proc/{machine.running.process.pid}/fd")
+        return sum(os.readlink(fd) == str(mine) for fd in folder.iterdir() if fd.is_symlink())
+
+    with machine.client() as client, mine.open() as file:
+        def send(name: str, fds: list[int]) -> None:
+            message = {"execute": "getfd", "arguments": {"fdname": name}, "id": "fd"}
+            socket.send_fds(client._link, [json.dumps(message).encode()], fds)
+
+        def answer() -> dict[str, Any]:
+            return client._line(time.monotonic() + 20)
+
+        send("one", [file.fileno()])
+        assert answer() == {"return": {}, "id": "fd"} and held() == 1
+        send("one", [file.fileno()])  # replaces the first
+        assert answer() == {"return": {}, "id": "fd"} and held() == 1
+        send("1st", [file.fileno()])
+        assert "not starting with a digit" in answer()["error"]["desc"] and held() == 1
+        client.execute("closefd", {"fdname": "one"})
+        assert held() == 0
+        send("none", [])
+        assert "No file descriptor supplied" in answer()["error"]["desc"]
+        for number in range(40):
+            send(f"n{number}", [file.fileno()])
+            answer()
+        assert held() == 32
+        send("spare", [file.fileno()] * 3)
+        answer()
+        assert held() == 34, "two are not named yet"
+    with machine.client() as client:
+        assert held() == 32, "with their client the unnamed ones went"
+
+
+def test_whatever_bytes_come_the_machine_runs_on(machine_with_qmp: Start) -> None:
+    machine = machine_with_qmp(COUNT_FOREVER)
+    source = random.Random(7)
+    hello = b'{"execute":"qmp_capabilities","arguments":{"enable":["oob"]}}'
+    words = [hello, b'{"execute":"stop"}', b'{"exec-oob":"query-status"}', b'{"execute":', b"[" * 50, b"}" * 50, b"\\",
+             b"\xff\x00", b"9" * 5000, b'{"execute":"memsave","arguments":{"val":-1}}', b"\n", b'"id":' + b"[" * 200,
+             b'"']  # fmt: skip
+    for _ in range(60):
+        with socket.socket(socket.AF_UNIX) as link:
+            link.settimeout(20)
+            link.connect(str(machine.path))
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                link.sendall(hello * source.randint(0, 1))
+                for _ in range(source.randint(1, 8)):
+                    link.sendall(source.choice(words) + source.randbytes(source.randint(0, 4)))
+                link.shutdown(socket.SHUT_WR)
+                while link.recv(65536):
+                    pass
+    with machine.client() as client:
+        client.execute("cont")
+        assert client.execute("query-status")["running"]
+        client.execute("quit")
+    status, _, err = machine.running.finish()
+    assert (status, err) == (0, b"")
 
 
 def test_one_client_at_a_time_the_next_one_waits(machine_with_qmp: Start) -> None:
