@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -105,3 +106,37 @@ def test_a_signal_handler_may_post_while_its_thread_posts() -> None:
         signal.signal(signal.SIGUSR1, saved)
         loop.close()
     assert count
+
+
+def test_a_descriptor_may_have_a_reader_and_a_writer_that_come_and_go(loop: EventLoop) -> None:
+    near, far = socket.socketpair()
+    with near, far:
+        calls: list[str] = []
+        loop.add_reader(near.fileno(), lambda: calls.append("read"))
+        loop.add_writer(near.fileno(), lambda: calls.append("write"))
+        with pytest.raises(KeyError):
+            loop.add_writer(near.fileno(), lambda: None)
+        loop.run_once(1)
+        assert calls == ["write"]
+        far.send(b"x")
+        loop.run_once(1)
+        assert sorted(calls[1:]) == ["read", "write"]
+        loop.remove_writer(near.fileno())
+        loop.remove_writer(near.fileno())
+        calls.clear()
+        loop.run_once(1)
+        assert calls == ["read"]
+        loop.remove_reader(near.fileno())
+        loop.run_once(0)
+        assert calls == ["read"]
+
+
+def test_a_writer_that_the_reader_removed_is_not_called_in_the_same_round(loop: EventLoop) -> None:
+    near, far = socket.socketpair()
+    with near, far:
+        calls: list[str] = []
+        loop.add_reader(near.fileno(), lambda: loop.remove_writer(near.fileno()))
+        loop.add_writer(near.fileno(), lambda: calls.append("write"))
+        far.send(b"x")
+        loop.run_once(1)
+        assert calls == []
