@@ -244,7 +244,10 @@ class VirtioBalloon(VirtioDevice):
         """Zero the part of ``[gpa, gpa + size)`` that is whole pages of RAM and free it; bytes of it."""
         given = 0
         for first, end in _whole_pages_of_ram(self._memory, gpa, size):
-            self._memory.zero(first, end - first)
+            try:
+                self._memory.zero(first, end - first)
+            except OSError as error:  # locked memory, or no memory to note the hole
+                raise NeedsReset(f"the host does not take {end - first:#x} bytes: {error.strerror}") from None
             given += end - first
         return given
 

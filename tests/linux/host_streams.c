@@ -13,7 +13,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#define SIZE 100000
+#define SIZE 70000
 
 static int fail(const char *what)
 {

@@ -22,7 +22,7 @@ BOOT_DEADLINE = 1.5 * ONE_BOOT
 """Much is asked of this one."""
 pytestmark = [pytest.mark.linux, pytest.mark.timeout(BOOT_DEADLINE + 60)]
 
-SIZE = 100_000
+SIZE = 70_000
 """More than the credit of either side, so that it has to be renewed."""
 DATA = bytes(i * 31 >> 3 & 0xFF for i in range(SIZE))
 COMMANDS = [

@@ -137,6 +137,18 @@ def test_lists_that_are_none_need_a_reset(queue: int) -> None:
             assert bench.broken and bench.zero_pages() == set()
 
 
+def test_a_host_that_does_not_take_pages_is_a_reset(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(gpa: int, size: int) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    with ram(*REGIONS) as memory:
+        bench = BalloonBench(memory)
+        bench.negotiate()
+        monkeypatch.setattr(memory.memory, "zero", refuse)
+        bench.give([FIRST])
+        assert bench.broken and bench.zero_pages() == set()
+
+
 def offer_statistics(bench: BalloonBench, *pairs: tuple[int, int], tail: bytes = b"") -> None:
     data = b"".join(struct.pack("<HQ", *pair) for pair in pairs) + tail
     bench.ram.memory.write(DATA, data)
