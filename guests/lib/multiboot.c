@@ -22,12 +22,17 @@ static const char *after_name(const char *line, const char *name)
     return 0;
 }
 
+const char *multiboot_text(const struct multiboot_info *info, const char *name)
+{
+    if (!(info->flags & MULTIBOOT_HAS_COMMAND_LINE))
+        return 0;
+    return after_name((const char *)(uintptr_t)info->command_line, name);
+}
+
 bool multiboot_option(const struct multiboot_info *info, const char *name, uint64_t otherwise,
                       uint64_t *value)
 {
-    const char *digits = 0;
-    if (info->flags & MULTIBOOT_HAS_COMMAND_LINE)
-        digits = after_name((const char *)(uintptr_t)info->command_line, name);
+    const char *digits = multiboot_text(info, name);
     if (!digits) {
         *value = otherwise;
         return true;

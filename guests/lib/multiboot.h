@@ -33,6 +33,8 @@ struct multiboot_info {
     uint32_t memory_map;
 };
 
+/* What follows "name=" on the command line (up to its end, with whatever words follow); null: no such option. */
+const char *multiboot_text(const struct multiboot_info *info, const char *name);
 /* The decimal number after "name=" on the command line, or `otherwise` if there is none.
  * Returns false (and leaves *value alone) if there is something but it is not a number. */
 bool multiboot_option(const struct multiboot_info *info, const char *name, uint64_t otherwise,
