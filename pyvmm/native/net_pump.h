@@ -121,6 +121,7 @@ void pv_net_set_filtered(struct pv_net *n, int on);
 void pv_net_allow(struct pv_net *n, int on);
 void pv_net_stop(struct pv_net *n);
 void pv_net_poke(struct pv_net *n);
+void pv_net_be_prompt(void);
 int pv_net_run(struct pv_net *n);
 uint32_t pv_net_discard(struct pv_net *n, uint32_t limit);
 int pv_net_pull_guest(struct pv_net *n, uint8_t *unit, uint32_t *size);

@@ -214,6 +214,7 @@ class VirtioNet(VirtioDevice):
 
     def _run(self) -> None:
         assert self._path is not None
+        lib.pv_net_be_prompt()
         try:
             while (event := lib.pv_net_run(self._native)) != lib.PV_NET_STOPPED:
                 if event == lib.PV_NET_FRAMES:
