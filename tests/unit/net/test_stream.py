@@ -23,7 +23,8 @@ def test_targets(target: str, address: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "target", ["", "unix:", "tcp:", "tcp:localhost", "tcp:localhost:", "tcp:h:0", "tcp:h:65536", "tcp:::1:80", "udp:h:1"]
+    "target",
+    ["", "unix:", "tcp:", "tcp:localhost", "tcp:localhost:", "tcp:h:0", "tcp:h:65536", "tcp:::1:80", "udp:h:1"],
 )
 def test_targets_that_are_none(target: str) -> None:
     with pytest.raises(ConfigError, match="write unix:PATH or tcp:HOST:PORT"):
@@ -31,7 +32,7 @@ def test_targets_that_are_none(target: str) -> None:
 
 
 def test_nobody_answers(tmp_path: Path) -> None:
-    with pytest.raises(HostError, match="No such file.*start the other side"):
+    with pytest.raises(HostError, match=r"No such file.*start the other side"):
         Stream(f"unix:{tmp_path}/none")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
