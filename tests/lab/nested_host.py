@@ -1,0 +1,128 @@
+"""One run of the lab: a Debian kernel on QEMU's emulated AMD CPU with SVM, so a real kvm_amd host, and a command in it.
+
+What the command leaves in /lab/results comes back. The console (the kernel's) and what the command printed are kept
+as files. The machine never outlives this process: QEMU gets SIGKILL when its parent dies.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import stat
+import subprocess
+import sys
+import tarfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from guests.linux.cpio import Member, file, folder, write_archive
+from pyvmm.errors import HostError
+from tests.lab.debian_kernel import LabKernel, find_kernel
+from tests.lab.root_images import REPOSITORY, project_files, system_image, write_squashfs
+
+CPUS = 2
+MEMORY = "3G"
+RESULTS_SIZE = 64 << 20
+BUSYBOX = Path("/bin/busybox")
+
+KERNEL_PARAMETERS = "console=ttyS0 quiet panic=-1 oops=panic nokaslr mitigations=off audit=0 apparmor=0 tsc=reliable"
+"""Emulated CPUs: their time stamp counters agree, and nobody attacks them. Warnings stay on the console."""
+
+
+@dataclass(frozen=True)
+class LabRun:
+    """How it went: ``status`` is the command's, None if the lab did not get to its end within its time."""
+
+    status: int | None
+    seconds: float
+    folder: Path
+    """Has console.log, output.log and, of a run that came to its end, results/."""
+
+    def output(self) -> str:
+        return (self.folder / "output.log").read_text(errors="replace").replace("\r\n", "\n")
+
+    def why_it_failed(self) -> str:
+        """The last lines of console and output, for a run without results."""
+        console = (self.folder / "console.log").read_text(errors="replace").splitlines()[-15:]
+        return "\n".join(["the lab did not come to its end; console:", *console, "output:", self.output()[-3000:]])
+
+
+def initramfs(kernel: LabKernel, command: str) -> bytes:
+    """busybox, the modules in their order, the init script, and the command for it."""
+    if not BUSYBOX.exists():
+        raise HostError("the lab needs /bin/busybox: install busybox-static")
+    members: list[Member] = [folder(name) for name in ("bin", "dev", "proc", "sys", "lab", "lab/bin", "lab/modules")]
+    members.append(file("bin/busybox", BUSYBOX.read_bytes(), 0o755))
+    init = (Path(__file__).parent / "init").read_bytes()
+    members += [file("init", init, 0o755), file("lab/init", init, 0o755), file("lab/command", command.encode())]
+    members.append(Member("dev/console", stat.S_IFCHR | 0o600, device=(5, 1)))
+    members += [file(f"lab/modules/{module.name}", module.read_bytes()) for module in kernel.modules]
+    order = "".join(f"{module.name}\n" for module in kernel.modules)
+    return write_archive([*members, file("lab/modules/order", order.encode())])
+
+
+def _qemu(kernel: LabKernel, images: list[Path], work: Path, interactive: bool) -> list[str]:
+    qemu = shutil.which("qemu-system-x86_64")
+    if qemu is None:
+        raise HostError("the lab needs qemu-system-x86_64: install qemu-system-x86")
+    command = ["setpriv", "--pdeathsig", "KILL", qemu, "-nodefaults", "-no-user-config", "-no-reboot"]
+    command += ["-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm,+npt"]
+    command += ["-smp", str(CPUS), "-m", MEMORY, "-display", "none"]
+    command += ["-kernel", str(kernel.bzimage), "-initrd", str(work / "initramfs"), "-append", KERNEL_PARAMETERS]
+    command += ["-serial", f"file:{work / 'console.log'}"]
+    command += ["-serial", "mon:stdio" if interactive else f"file:{work / 'output.log'}"]
+    for number, image in enumerate(images):
+        writable = "off" if number == 2 else "on"
+        command += ["-drive", f"file={image},format=raw,if=none,id=d{number},readonly={writable}"]
+        command += ["-device", f"virtio-blk-pci,drive=d{number}"]
+    return command
+
+
+def run_in_lab(command: str, work: Path, deadline: float, interactive: bool = False) -> LabRun:
+    """Run the shell ``command`` in the checkout inside the lab; ``work`` takes the logs and results.
+
+    ``deadline``: seconds until the machine is killed. HostError: something the lab needs is missing here.
+    """
+    kernel = find_kernel()
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    project, results = work / "project.squashfs", work / "results.tar"
+    system = system_image()
+    write_squashfs(project_files(), project)
+    with results.open("wb") as empty:
+        empty.truncate(RESULTS_SIZE)
+    venv = Path(sys.prefix) / "bin"
+    setup = f"cd {shlex.quote(str(REPOSITORY))}\nexport PATH={shlex.quote(str(venv))}:$PATH PYVMM_IN_LAB=1\n"
+    (work / "initramfs").write_bytes(initramfs(kernel, setup + command + "\n"))
+    (work / "output.log").touch()
+    (work / "console.log").touch()
+    stdin = None if interactive else subprocess.DEVNULL
+    started = time.monotonic()
+    with (work / "qemu.log").open("wb") as warnings:
+        machine = subprocess.Popen(
+            _qemu(kernel, [system, project, results], work, interactive), stdin=stdin, stderr=warnings
+        )
+    try:
+        machine.wait(deadline)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        machine.kill()
+        machine.wait(10)
+        for image in (project, work / "initramfs"):
+            image.unlink(missing_ok=True)
+    seconds = time.monotonic() - started
+    return LabRun(_take_results(results, work / "results"), seconds, work)
+
+
+def _take_results(disk: Path, target: Path) -> int | None:
+    """Unpack the archive the lab wrote; the command's status, None if there is no whole archive."""
+    try:
+        with tarfile.open(disk, "r:") as archive:
+            archive.extractall(target, filter="data")
+        return int((target / "status").read_text())
+    except (tarfile.TarError, OSError, ValueError):
+        return None
+    finally:
+        disk.unlink(missing_ok=True)
