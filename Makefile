@@ -3,13 +3,15 @@
 #   make run     set up, then boot the tiny Linux, run commands in it, show what it did
 #   make test    set up, then check and test everything
 #   make setup   what both share; can be called alone
+#   make lab-test   the part of the tests that runs on an emulated AMD SVM host
 
 PYTHON := .venv/bin/python
 PACKAGES := gcc make libc6-dev linux-libc-dev python3-dev python3-venv \
 	flex bison bc libelf-dev libssl-dev xz-utils cpio \
-	linux-source-6.12 busybox-static erofs-utils acpica-tools gdb
+	linux-source-6.12 busybox-static erofs-utils acpica-tools gdb \
+	qemu-system-x86 squashfs-tools
 
-.PHONY: run linux test setup packages venv native guests kernel rootfs lint unit bench clean
+.PHONY: run linux test lab-test torture setup packages venv native guests kernel rootfs lint unit bench clean
 
 run: linux
 
@@ -19,6 +21,14 @@ linux: setup
 
 test: setup lint
 	$(PYTHON) -m pytest
+
+# The tests that touch KVM, repeated on an emulated AMD SVM host (QEMU's TCG under Debian's own kernel).
+lab-test: setup
+	$(PYTHON) -m pytest tests/lab
+
+# What takes longer than one wants to wait for at each change.
+torture: setup
+	PYVMM_LAB=long $(PYTHON) -m pytest tests/lab
 
 setup: packages venv guests rootfs kernel
 

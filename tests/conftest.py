@@ -12,6 +12,7 @@ import pytest
 
 from pyvmm.errors import PyvmmError
 from tests.framework.topology import interfaces_here, namespaces_here
+from tests.lab.selection import is_in_lab
 
 KVM_FOLDERS = {"kvm", "guest", "linux", "qmp", "migration"}
 
@@ -29,10 +30,14 @@ def _kvm_problem() -> str | None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if Path(item.path).relative_to(Path(__file__).parent).parts[0] in KVM_FOLDERS:
+        file = Path(item.path).relative_to(Path(__file__).parent)
+        folder = file.parts[0]
+        if folder in KVM_FOLDERS:
             item.add_marker("kvm")
-        if Path(item.path).relative_to(Path(__file__).parent).parts[0] == "net":
+        if folder == "net":
             item.add_marker("net")
+        if is_in_lab(str(file), item.nodeid.partition("::")[2].partition("[")[0]):
+            item.add_marker("lab")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,0 +1,51 @@
+"""Which tests the lab repeats on kvm_amd: everything in the folders that touch KVM, but for what is named here."""
+
+from __future__ import annotations
+
+import ast
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parents[1]
+
+FOLDERS = ("linux", "guest", "kvm")
+"""In the order they run: what matters most first, should the time not be enough."""
+
+NOT_IN_LAB = {
+    "guest/test_guests.py::test_qemu_agrees": "is QEMU without KVM, which the lab itself runs on",
+    "kvm/test_no_kvm.py": "is about a host without /dev/kvm",
+}
+"""A file, or a test in it (with its class, if it has one), and why it is not repeated."""
+
+TOO_LONG = {
+    "linux/test_vector_registers.py": "one more boot of Linux",
+}
+"""Repeated only where there is time: PYVMM_LAB=long, which is `make torture`."""
+
+
+def long_form() -> bool:
+    """Is this the form without a bound of some minutes?"""
+    return os.environ.get("PYVMM_LAB") == "long"
+
+
+def is_in_lab(file: str, test: str) -> bool:
+    """``file`` relative to tests/, ``test`` as in a node id: ``TestClass::test_name`` or ``test_name``."""
+    left_out = set(NOT_IN_LAB) if long_form() else {*NOT_IN_LAB, *TOO_LONG}
+    return file.split("/")[0] in FOLDERS and not left_out & {file, f"{file}::{test}"}
+
+
+def test_functions(folders: tuple[str, ...] = FOLDERS) -> Iterator[tuple[str, str]]:
+    """(file, test) of every test in ``folders``, read from the source: nothing is imported."""
+    for folder in folders:
+        for path in sorted((TESTS / folder).rglob("test_*.py")):
+            file = str(path.relative_to(TESTS))
+            for node in ast.parse(path.read_text()).body:
+                if isinstance(node, ast.ClassDef) and node.name.startswith("Test"):
+                    inner = [one for one in node.body if isinstance(one, ast.FunctionDef)]
+                    yield from ((file, f"{node.name}::{one.name}") for one in inner if one.name.startswith("test_"))
+                elif isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                    yield file, node.name
+
+
+test_functions.__test__ = False  # type: ignore[attr-defined]
