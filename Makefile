@@ -11,7 +11,7 @@ PACKAGES := gcc make libc6-dev linux-libc-dev python3-dev python3-venv \
 	linux-source-6.12 busybox-static erofs-utils acpica-tools gdb \
 	qemu-system-x86 squashfs-tools
 
-.PHONY: run linux test lab-test torture setup packages venv native guests kernel rootfs lint unit bench clean
+.PHONY: run linux test lab-test lab-shell torture setup packages venv native guests kernel rootfs lint unit bench clean
 
 run: linux
 
@@ -25,6 +25,10 @@ test: setup lint
 # The tests that touch KVM, repeated on an emulated AMD SVM host (QEMU's TCG under Debian's own kernel).
 lab-test: setup
 	$(PYTHON) -m pytest tests/lab
+
+# A shell on that host, in the checkout; `exit` ends it.
+lab-shell: setup
+	$(PYTHON) -m tests.lab.run_in_lab
 
 # What takes longer than one wants to wait for at each change.
 torture: setup
