@@ -34,6 +34,7 @@ def run_tests(seconds: float, results: Path) -> int:
     running = []
     for number, files in enumerate(shards(len(os.sched_getaffinity(0)))):
         command = [sys.executable, "-m", "pytest", "-v", "-m", "lab", "-p", "no:cacheprovider", "--durations=15"]
+        command += ["-p", "tests.lab.live_failures", "--capture=fd", "--tb=short"]
         command += [f"--basetemp=/tmp/pytest-{number}", f"--junit-xml={results}/junit-{number}.xml", *files]
         running.append(subprocess.Popen(command, start_new_session=True))
     worst = 0

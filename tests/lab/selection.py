@@ -18,8 +18,15 @@ NOT_IN_LAB = {
 }
 """A file, or a test in it (with its class, if it has one), and why it is not repeated."""
 
+A_PROCESS_EACH = "starts pyvmm dozens of times, which takes seconds there, for little that depends on the CPU"
+
 TOO_LONG = {
     "linux/test_vector_registers.py": "one more boot of Linux",
+    "kvm/test_cli_run.py": A_PROCESS_EACH,
+    "kvm/test_cli_streams.py": A_PROCESS_EACH,
+    "kvm/test_console.py": A_PROCESS_EACH,
+    "kvm/test_boot_entry.py": "a compiler and a process for each case",
+    "guest/test_guests.py::test_the_dirtier_refuses_options_it_cannot_follow": A_PROCESS_EACH,
 }
 """Repeated only where there is time: PYVMM_LAB=long, which is `make torture`."""
 
