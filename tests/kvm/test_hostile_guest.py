@@ -126,7 +126,7 @@ def interpreter(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 def poke(build: Build, interpreter: bytes, accesses: list[Access]) -> tuple[str, list[int]]:
     """A guest that makes ``accesses``: how it ended and what it read, NOTHING_READ where it did not."""
-    machine = build(interpreter, memory=MEMORY, no_reboot=True, timeout=10.0)
+    machine = build(interpreter, memory=MEMORY, no_reboot=True, timeout=60.0)  # 65,536 exits, on any host
     commands = b"".join(access.encode() for access in accesses) + struct.pack("<IIII", END, 0, 0, 0)
     machine.memory.write(COMMANDS, commands)
     ending = machine.run()

@@ -88,9 +88,9 @@ def test_parked_saved_and_loaded_in_the_middle_of_system_calls(tmp_path: Path, f
         _every(machine, lambda: chance.uniform(0, 0.004), disturb)
         ending = machine.run()
         assert (ending.kind, ending.value) == ("debug-exit", STATUS_GOOD)
-        assert pauses > 5
         quirks = machine.quirks
         if "syscall-entry" in quirks:
+            assert pauses > 5  # elsewhere system calls are over before there is time for that
             assert vcpu.native.syscalls == ROUNDS + 1
         if "int-entry" in quirks:
             assert vcpu.native.interrupts == ROUNDS

@@ -16,15 +16,16 @@ import sys
 import time
 from pathlib import Path
 
-from tests.lab.selection import FOLDERS, TESTS
+from tests.lab.selection import FOLDERS, TESTS, is_in_lab, test_functions
 
 WRITING = 20.0
 """Seconds an interrupted pytest has for its report."""
 
 
 def shards(cpus: int) -> list[list[str]]:
-    """The test files in FOLDERS, in its order, dealt to one pytest for each CPU."""
-    files = [str(path) for folder in FOLDERS for path in sorted((TESTS / folder).rglob("test_*.py"))]
+    """The files with tests for the lab, in the order of FOLDERS, dealt to one pytest for each CPU."""
+    wanted = dict.fromkeys(file for file, test in test_functions(FOLDERS) if is_in_lab(file, test))
+    files = [str(TESTS / file) for file in wanted]
     return [files[number::cpus] for number in range(cpus)]
 
 

@@ -5,7 +5,20 @@ from __future__ import annotations
 import pytest
 
 
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """After each phase of each test."""
-    if report.failed:
-        print(f"\n--- {report.nodeid} ({report.when}, {report.duration:.1f} s)\n{report.longreprtext}\n---", flush=True)
+class _Printer:
+    def __init__(self, terminal: pytest.TerminalReporter) -> None:
+        self.terminal = terminal
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """After each phase of each test; by the terminal's own way, since standard output is captured."""
+        if report.failed:
+            self.terminal.ensure_newline()
+            self.terminal.write_line(f"--- {report.nodeid} ({report.when}, {report.duration:.1f} s)")
+            self.terminal.write_line(report.longreprtext)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    terminal = config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is not None:
+        config.pluginmanager.register(_Printer(terminal))

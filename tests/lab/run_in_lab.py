@@ -23,9 +23,10 @@ def main() -> int:
     parser.add_argument("--deadline", type=float, default=900.0, help="seconds until the lab is ended (900)")
     arguments = parser.parse_args()
     interactive = not arguments.command
+    shell = "stty -F /dev/ttyS1 sane; exec setsid -c bash -i < /dev/ttyS1 > /dev/ttyS1 2>&1"
     try:
         run = run_in_lab(
-            arguments.command or "bash -i", REPOSITORY / "build/lab/run", arguments.deadline, interactive
+            arguments.command or shell, REPOSITORY / "build/lab/run", arguments.deadline, interactive
         )  # fmt: skip
     except HostError as error:
         print(f"run_in_lab: {error}", file=sys.stderr)

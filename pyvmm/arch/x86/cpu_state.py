@@ -159,6 +159,8 @@ RUNNING_MSRS = {
     MSR_TSC: "runs on",
     MSR_TSC_DEADLINE: "moved with the TSC; 0 once it has fired",
     0x3B: "TSC_ADJUST: KVM adapts it to a new offset",
+    0x40000010: "HV_X64_MSR_VP_RUNTIME: the vCPU's own time runs on; KVM lists it for guests without Hyper-V, too",
+    0x40000020: "HV_X64_MSR_TIME_REF_COUNT: likewise, 100 ns units since the VM was made",
 }
 _LAPIC_CURRENT_COUNT = slice(0x390, 0x394)
 _LAPIC_IRR = range(0x200, 0x280)
