@@ -14,7 +14,7 @@ FOLDERS = ("linux", "guest", "kvm")
 
 NOT_IN_LAB = {
     "guest/test_guests.py::test_qemu_agrees": "is QEMU without KVM, which the lab itself runs on",
-    "kvm/test_fallback.py::test_xgetbv_and_xsetbv": "TCG's SVM does not intercept XSETBV, so KVM's copy of XCR0 is stale",
+    "kvm/test_fallback.py::test_xgetbv_and_xsetbv": "TCG does not intercept XSETBV: KVM's copy of XCR0 is stale",
     "kvm/test_no_kvm.py": "is about a host without /dev/kvm",
 }
 """A file, or a test in it (with its class, if it has one), and why it is not repeated."""
