@@ -31,6 +31,8 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
     add("--net", metavar="WHERE[,mac=..][,mtu=..]", action="append", default=[],
         help="a network card: in the network NAME (pyvmm net up), on tap:IFNAME, or on stream:unix:PATH or"
         " stream:tcp:HOST:PORT; may be repeated")  # fmt: skip
+    add("--device", choices=("testdev",), action="append", default=[],
+        help="testdev: QEMU's pc-testdev, which bare-metal test suites use")  # fmt: skip
     add("--rng", action="store_true", help="give the guest a virtio entropy device")
     add("--virtconsole", metavar="unix:PATH", help="virtio console (hvc0) on a unix socket that pyvmm listens on")
     add("--balloon", metavar="target=SIZE", nargs="?", const="",

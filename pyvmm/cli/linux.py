@@ -127,6 +127,7 @@ def config_of(args: argparse.Namespace) -> MachineConfig:
         no_shutdown=args.no_shutdown,
         start_paused=args.start_paused,
         devices=devices,
+        testdev="testdev" in args.device,
         quirks=quirks,
     )
 

@@ -83,6 +83,7 @@ def config_of(args: argparse.Namespace) -> MachineConfig:
         no_shutdown=args.no_shutdown,
         start_paused=args.start_paused,
         devices=settle_address(devices_of(args), words, removed),
+        testdev="testdev" in args.device,
         quirks=quirks,
     )
 

@@ -14,11 +14,13 @@ from pyvmm.devices.bus import MMIO_SPACE, PORT_SPACE, Bus
 from pyvmm.devices.debug_console import DebugConsole
 from pyvmm.devices.debug_exit import DebugExit
 from pyvmm.devices.device import Device
+from pyvmm.devices.fw_cfg import FwCfg
 from pyvmm.devices.i8042 import I8042
 from pyvmm.devices.post import PostPort
 from pyvmm.devices.reset_control import ResetControl
 from pyvmm.devices.rtc import Rtc
 from pyvmm.devices.serial import Serial
+from pyvmm.devices.shutdown_port import ShutdownPort
 from pyvmm.devices.system_port_a import SystemPortA
 from pyvmm.errors import HostError
 from pyvmm.kvm.system import System
@@ -44,7 +46,7 @@ NEEDED = (
     "KVM_CAP_MP_STATE",
     "KVM_CAP_VCPU_EVENTS",
 )
-COALESCED_PORTS = (layout.PORT_SERIAL[0], layout.PORT_DEBUG_CONSOLE[0], layout.PORT_POST[0])
+COALESCED_PORTS = (layout.PORT_SERIAL[0], layout.PORT_POST[0])
 
 
 class KvmIrqLine:
@@ -84,7 +86,7 @@ def build_machine(config: MachineConfig, quirks: frozenset[str], saved_ram: Make
             if not system.check_extension(capability):
                 raise HostError(f"this host's KVM lacks {capability}; a newer kernel has it (see pyvmm doctor)")
         vm = stack.enter_context(system.create_vm())
-        _prepare_vm(vm, quirks)
+        _prepare_vm(vm, quirks, config)
         memory = _build_memory(config, vm, stack, saved_ram or Region)
         loop = EventLoop()
         stack.callback(loop.close)
@@ -113,7 +115,7 @@ def build_machine(config: MachineConfig, quirks: frozenset[str], saved_ram: Make
         return machine
 
 
-def _prepare_vm(vm: Vm, quirks: frozenset[str]) -> None:
+def _prepare_vm(vm: Vm, quirks: frozenset[str], config: MachineConfig) -> None:
     if "instruction-fallback" in quirks and vm.check_extension("KVM_CAP_EXIT_ON_EMULATION_FAILURE"):
         # Otherwise KVM queues #UD for the guest before we hear of an instruction it does not know.
         vm.enable_cap("KVM_CAP_EXIT_ON_EMULATION_FAILURE", 1)
@@ -125,7 +127,7 @@ def _prepare_vm(vm: Vm, quirks: frozenset[str]) -> None:
     vm.set_gsi_routing(_pc_wiring())
     vm.create_pit2()
     if vm.check_extension("KVM_CAP_COALESCED_PIO"):
-        for port in COALESCED_PORTS:
+        for port in COALESCED_PORTS if config.testdev else (*COALESCED_PORTS, layout.PORT_DEBUG_CONSOLE[0]):
             vm.register_coalesced(port, 1, pio=True)
 
 
@@ -185,8 +187,11 @@ def _build_devices(machine: Machine, backend: SerialBackend, collector: SinkColl
     backend.attach(serial)
     claim(layout.PORT_SERIAL, serial)
 
-    console = DebugConsole(backend.output, collector.hint(layout.PORT_DEBUG_CONSOLE[0], beside=serial_hint))
-    claim(layout.PORT_DEBUG_CONSOLE, console)
+    if config.testdev:
+        built.append(_build_testdev(machine))
+    else:
+        console = DebugConsole(backend.output, collector.hint(layout.PORT_DEBUG_CONSOLE[0], beside=serial_hint))
+        claim(layout.PORT_DEBUG_CONSOLE, console)
 
     post_hint = collector.hint(layout.PORT_POST[0])
     post = PostPort(post_hint)
@@ -206,7 +211,21 @@ def _build_devices(machine: Machine, backend: SerialBackend, collector: SinkColl
     acpi_pm = AcpiPm(machine.sleep_requested, KvmIrqLine(vm, layout.IRQ_ACPI_SCI))
     machine.power_button = acpi_pm.press_power_button
     claim(layout.PORT_ACPI_PM, acpi_pm)
+    claim(layout.PORT_FW_CFG, FwCfg(ram=low + high, cpus=config.cpus))
+    claim(layout.PORT_SHUTDOWN, ShutdownPort(machine.shutdown_spelled))
     return built
+
+
+def _build_testdev(machine: Machine) -> Device:
+    """The test device, claimed at its ports and in memory space."""
+    from pyvmm.devices import testdev
+
+    lines = [KvmIrqLine(machine.vm, gsi) for gsi in range(testdev.LINE_COUNT)]
+    device = testdev.TestDevice(lines, machine.memory.drop_mapping)
+    machine.ports.claim(*layout.PORT_TESTDEV, device, testdev.LATCH)
+    machine.ports.claim(*layout.PORT_TESTDEV_LINES, device, testdev.LINES)
+    machine.mmio.claim(layout.TESTDEV_MEMORY, testdev.MEMORY_SIZE, device, testdev.MEMORY)
+    return device
 
 
 def install_kick_signal() -> None:

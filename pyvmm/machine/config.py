@@ -48,6 +48,8 @@ class MachineConfig(msgspec.Struct, frozen=True, kw_only=True):
     serial: str = "stdio"
     """``stdio``, ``stderr``, ``null``, ``file:PATH`` or ``unix:PATH``."""
     debug_exit: DebugExitConfig = DebugExitConfig()
+    testdev: bool = False
+    """QEMU's pc-testdev; the debug console is not there then, because it has one of its ports."""
     timeout: float | None = None
     no_reboot: bool = False
     no_shutdown: bool = False

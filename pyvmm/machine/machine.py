@@ -255,6 +255,10 @@ class Machine:
         status = debug_exit_status(value)
         self.request_end(Ending(kind="debug-exit", status=status, value=value, reason=f"debug-exit {value:#x}"))
 
+    def shutdown_spelled(self) -> None:
+        """The guest wrote "Shutdown" to the port that is for it."""
+        self.request_end(Ending(kind="poweroff", reason="shutdown port"))
+
     def sleep_requested(self, sleep_type: int) -> None:
         """The guest entered an ACPI sleep state; S5 is the only one offered."""
         if sleep_type == ACPI_S5:

@@ -170,6 +170,18 @@ class GuestMemory:
                 region._map[last:end] = bytes(end - last)
             region.dirty.mark(offset // PAGE_SIZE, (end - 1) // PAGE_SIZE + 1)
 
+    def drop_mapping(self, gpa: int) -> None:
+        """Let the host forget where the page at ``gpa`` is mapped; its content stays, the next access finds it again.
+
+        Outside RAM, and for private regions (whose content is the mapping), nothing happens.
+        """
+        page = gpa & -PAGE_SIZE
+        if not self.contains(page, PAGE_SIZE):
+            return
+        region, offset, _ = next(self._pieces(page, PAGE_SIZE, "flush"))
+        if not region.private:
+            region._map.madvise(mmap.MADV_DONTNEED, offset, PAGE_SIZE)
+
     def discard(self) -> None:
         """Zero all memory by giving it back to the host; vCPUs are parked."""
         for region in self.regions:

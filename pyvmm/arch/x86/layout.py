@@ -15,6 +15,7 @@
     0x0010_0000  high RAM: kernels, initrd at its end
     0xc000_0000  end of RAM below 4 GiB (the 3-4 GiB hole starts)
     0xd000_0000  virtio-mmio transports, 4 KiB each
+    0xff00_0000  the test device's 64 KiB (--device testdev)
     0xfec0_0000  IOAPIC (in the kernel)        0xfee0_0000  local APICs (in the kernel)
     0xfeff_c000  identity-map page + 3 TSS pages KVM wants on VMX (3 pages from 0xfeff_d000)
     0x1_0000_0000  RAM above 4 GiB
@@ -51,6 +52,7 @@ IOAPIC = 0xFEC00000
 LOCAL_APIC = 0xFEE00000
 IDENTITY_MAP = 0xFEFFC000
 TSS = 0xFEFFD000
+TESTDEV_MEMORY = 0xFF000000
 
 # Ports (first port, number of ports).
 PORT_I8042 = (0x60, 5)  # 0x60 data, 0x64 status/command; 0x61 lies between and is KVM's PIT gate
@@ -61,7 +63,11 @@ PORT_RESET_CONTROL = (0xCF9, 1)
 PORT_DEBUG_CONSOLE = (0xE9, 1)
 PORT_DEBUG_EXIT = (0xF4, 1)
 PORT_SERIAL = (0x3F8, 8)
+PORT_FW_CFG = (0x510, 2)
 PORT_ACPI_PM = (0x600, 8)  # PM1a event block (4), PM1a control (2)
+PORT_SHUTDOWN = (0x8900, 1)
+PORT_TESTDEV = (0xE0, 12)  # latch, page flush, latch by bytes; takes the debug console's port
+PORT_TESTDEV_LINES = (0x2000, 24)
 
 IRQ_SERIAL = 4
 IRQ_RTC = 8

@@ -9,13 +9,16 @@ from typing import Any
 from pyvmm.devices.acpi_pm import AcpiPm
 from pyvmm.devices.debug_console import DebugConsole
 from pyvmm.devices.debug_exit import DebugExit
+from pyvmm.devices.fw_cfg import FwCfg
 from pyvmm.devices.i8042 import I8042
 from pyvmm.devices.post import PostPort
 from pyvmm.devices.reset_control import ResetControl
 from pyvmm.devices.rtc import Rtc
 from pyvmm.devices.serial import Serial
+from pyvmm.devices.shutdown_port import ShutdownPort
 from pyvmm.devices.state import StatefulDevice
 from pyvmm.devices.system_port_a import SystemPortA
+from pyvmm.devices.testdev import LINE_COUNT, TestDevice
 
 
 @dataclass
@@ -78,11 +81,14 @@ MAKERS: dict[str, tuple[Callable[[], AnyDevice], int]] = {
     "acpi-pm": (lambda: AcpiPm(nothing, FakeLine()), 8),
     "debug-console": (lambda: DebugConsole(nothing, FakeHint()), 1),
     "debug-exit": (lambda: DebugExit(nothing, 4), 4),
+    "fw-cfg": (lambda: FwCfg(ram=1 << 30, cpus=2), 2),
     "i8042": (lambda: I8042(nothing, FakeLine()), 5),
     "post": (lambda: PostPort(FakeHint()), 1),
     "reset-control": (lambda: ResetControl(nothing), 1),
     "rtc": (lambda: Rtc(FakeClock(), low_ram=1 << 30, high_ram=1 << 32, cpus=2), 2),
     "serial": (lambda: Serial(nothing, FakeLine(), FakeHint()), 8),
+    "shutdown-port": (lambda: ShutdownPort(nothing), 1),
     "system-port-a": (lambda: SystemPortA(nothing), 1),
+    "testdev": (lambda: TestDevice([FakeLine() for _ in range(LINE_COUNT)], nothing), 12),
 }
 """Section id -> (a fresh device, ports it has)."""

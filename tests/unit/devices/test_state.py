@@ -207,7 +207,7 @@ def test_load_drives_the_line_anew_even_if_the_level_is_the_same(
 )
 def test_a_guest_that_pokes_everything_cannot_raise(pokes: list[tuple[int, int, int, bool]]) -> None:
     bus = Bus("io", PORT_SPACE)
-    bases = [0x600, 0xE9, 0xF4, 0x60, 0x80, 0xCF9, 0x70, 0x3F8, 0x92]
+    bases = [0x600, 0xE9, 0xF4, 0x510, 0x60, 0x80, 0xCF9, 0x70, 0x3F8, 0x8900, 0x92, 0x2000]
     devices = []
     for base, section in zip(bases, SECTIONS, strict=True):
         make, ports = MAKERS[section]
