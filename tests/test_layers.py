@@ -34,7 +34,8 @@ LAYERS: dict[str, set[str]] = {
     "migration": _MACHINE | {"machine"},
     "colo": _MACHINE | {"machine", "migration"},
     "qmp": _MACHINE | {"machine", "migration", "colo"},
-    "cli": _MACHINE | {"machine", "migration", "colo", "qmp"},
+    "testing": {"errors"},
+    "cli": _MACHINE | {"machine", "migration", "colo", "qmp", "testing"},
     "__main__": {"cli"},
     "__init__": set(),
 }
