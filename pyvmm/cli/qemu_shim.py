@@ -23,7 +23,7 @@ ANSWERS = {
     "version": f"QEMU emulator version 7.2.0 ({NAME}, pyvmm {__version__}: runs test images on KVM, is not QEMU)",
     "help": f"usage: {NAME} -kernel IMAGE [-initrd FILE] [-append TEXT] [-smp N] [-m MIB] [-serial stdio] ...",
     "machine": "Supported machines are:\npc                   pyvmm's only machine (default)",
-    "cpu": "Available CPUs:\nx86 host                  this host's CPU, as KVM offers it\nx86 max                   the same",
+    "cpu": "Available CPUs:\nx86 host             this host's CPU, as KVM offers it\nx86 max              the same",
     "accel": "Accelerators supported in QEMU binary:\nkvm",
     # The bus as QEMU prints it: runners grep for the quoted name.
     "device": 'Misc devices:\nname "isa-debug-exit", bus ISA\nname "pc-testdev", bus ISA',
