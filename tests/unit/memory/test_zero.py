@@ -48,3 +48,15 @@ def test_outside_memory_is_refused() -> None:
             memory.zero(SIZE - 1, 2)
     finally:
         memory.close()
+
+
+def test_dropping_a_mapping_keeps_the_content_and_minds_no_address() -> None:
+    for private in (False, True):
+        memory = GuestMemory([Region(0, SIZE, private=private)])
+        try:
+            memory.write(0, b"\x5a" * SIZE)
+            for gpa in (0, PAGE_SIZE + 17, SIZE - 1, SIZE, 0xFFFFF000):
+                memory.drop_mapping(gpa)
+            assert memory.read(0, SIZE) == b"\x5a" * SIZE
+        finally:
+            memory.close()
