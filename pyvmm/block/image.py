@@ -30,6 +30,8 @@ class Image:
         self.fd = fd
         self.size = size
         self.read_only = read_only
+        self.claimed = True
+        """Whether this process is the one that writes, if any does."""
         self.native: Any = ffi.new("struct pv_block_image *")
         self.native.fd = fd
         self.native.size = size
@@ -63,6 +65,19 @@ class Image:
         )  # fmt: skip
         check_result(function(self.native, transfer, True), self.path)
 
+    def release(self) -> None:
+        """Make everything durable and let another process have the image; nothing may be under way. OSError."""
+        if not self.read_only:
+            self.flush()
+            self.claimed = False
+            fcntl.flock(self.fd, fcntl.LOCK_UN)
+
+    def claim(self) -> None:
+        """Be the one that writes: if opened ``later``, or after :meth:`release`. HostError if it is in use."""
+        if not self.read_only:
+            lock_disk(self.fd, self.path, shared=False)
+            self.claimed = True
+
     def close(self) -> None:
         """Give everything back; harmless when done before. Not flushed: the host writes it in its own time."""
         if self.fd >= 0:
@@ -85,8 +100,8 @@ def check_result(result: int, path: str) -> int:
     return result
 
 
-def open_image(path: str, *, read_only: bool) -> Image:
-    """Open and lock the file or block device at ``path``.
+def open_image(path: str, *, read_only: bool, later: bool = False) -> Image:
+    """Open and lock the file or block device at ``path``; ``later``: leave the lock to :meth:`Image.claim`.
 
     ConfigError (there is no such disk, or it makes none) or HostError (no permission, in use), in one line with the
     remedy.
@@ -94,12 +109,15 @@ def open_image(path: str, *, read_only: bool) -> Image:
     fd = open_disk_file(path, read_only=read_only)
     try:
         size, is_device = disk_size(fd, path)
-        lock_disk(fd, path, shared=read_only)
+        if read_only or not later:
+            lock_disk(fd, path, shared=read_only)
     except BaseException:
         os.close(fd)
         raise
     T.block_image_open.on and T.block_image_open(path, size, read_only)
-    return Image(path, fd, size, read_only=read_only, is_device=is_device)
+    image = Image(path, fd, size, read_only=read_only, is_device=is_device)
+    image.claimed = not later
+    return image
 
 
 def open_disk_file(path: str, *, read_only: bool) -> int:

@@ -165,12 +165,19 @@ class Overlay(Image):
         if self._header.state == EMPTYING:
             self.discard()
 
+    def claim(self) -> None:
+        """Be the one that writes, and know what the one before has written."""
+        super().claim()
+        if self._header is not None:
+            self._header = Header.decode(self.path, os.pread(self.fd, SECTOR, 0))
+            self.load()
+
     def close(self) -> None:
         """Flush, so that a clean end loses nothing, then give everything back. OSError if that fails."""
         if self.fd < 0:
             return
         try:
-            if self._header is not None:
+            if self._header is not None and self.claimed:
                 self.flush()
         finally:
             super().close()
@@ -179,24 +186,28 @@ class Overlay(Image):
             self.base.close()
 
 
-def open_overlay(path: str, base_path: str) -> Overlay:
-    """The overlay at ``path`` over ``base_path``, made if it is not there. ConfigError, HostError or ImageError."""
+def open_overlay(path: str, base_path: str, *, later: bool = False) -> Overlay:
+    """The overlay at ``path`` over ``base_path``, made if it is not there. ConfigError, HostError or ImageError.
+
+    ``later``: somebody else still writes to it; :meth:`Overlay.claim` takes it over.
+    """
     base = open_image(base_path, read_only=True)
     try:
         if not os.path.lexists(path):
             create_overlay(path, base)
-        return _open(path, base)
+        return _open(path, base, later)
     except BaseException:
         base.close()
         raise
 
 
-def _open(path: str, base: Image) -> Overlay:
+def _open(path: str, base: Image, later: bool) -> Overlay:
     fd = open_disk_file(path, read_only=False)
     try:
         if os.path.sameopenfile(fd, base.fd):
             raise ConfigError(f"overlay {path}: is its own base; name another file")
-        lock_disk(fd, path, shared=False)
+        if not later:
+            lock_disk(fd, path, shared=False)
         header = Header.decode(path, os.pread(fd, SECTOR, 0))
         if header.size != base.size:
             raise ImageError(path, "base", f"has {header.size} bytes, {base.path} has {base.size}")
@@ -209,7 +220,9 @@ def _open(path: str, base: Image) -> Overlay:
     except BaseException:
         os.close(fd)
         raise
-    overlay.load()
+    overlay.claimed = not later
+    if not later:
+        overlay.load()
     return overlay
 
 

@@ -61,6 +61,15 @@ class Device:
         """Counters for reports, by name; most devices count nothing."""
         return {}
 
+    def release(self) -> None:
+        """Let go of what only one process may use (a disk), durably; the machine is paused. OSError if that fails."""
+
+    def claim(self) -> None:
+        """Take that, or take it back. HostError if somebody else has it."""
+
+    def moved(self) -> None:
+        """The guest runs here now, not where it was: tell whoever must know (a network)."""
+
     def save(self) -> dict[str, Any]:
         """Everything :meth:`load` needs to go on exactly here."""
         raise NotImplementedError(f"save is not implemented for {type(self).__name__}")

@@ -110,7 +110,7 @@ def build_machine(config: MachineConfig, quirks: frozenset[str], saved_ram: Make
             vcpu.set_cpuid(guest_cpuid(supported, apic_id=index, cpus=config.cpus, tsc_deadline=tsc_deadline))
             dirty.add_vcpu(vcpu)
             machine.add_vcpu(vcpu)
-        machine.power_on(load_image=saved_ram is None)
+        machine.power_on(load_image=saved_ram is None and not config.incoming)
         machine.owned = stack.pop_all()
         return machine
 

@@ -55,6 +55,8 @@ class MachineConfig(msgspec.Struct, frozen=True, kw_only=True):
     no_shutdown: bool = False
     """When the guest ends, the machine stays, to be looked at, reset or quit."""
     start_paused: bool = False
+    incoming: bool = False
+    """A guest that runs elsewhere will be moved here: nothing is loaded, disks are not taken yet."""
     quirks: frozenset[str] | None = None
     """``None``: what the host profile asks for."""
 

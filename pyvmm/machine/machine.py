@@ -154,7 +154,9 @@ class Machine:
         if self.config.timeout is not None:
             seconds = self.config.timeout
             self.loop.call_later(seconds, lambda: self.request_end(timed_out(seconds)))
-        if not self.config.start_paused:
+        if self.config.incoming:
+            self._run_state.change(RunState.INMIGRATE)
+        elif not self.config.start_paused:
             self.resume()
 
     def pause(self, new_state: RunState = RunState.PAUSED) -> None:
@@ -190,6 +192,16 @@ class Machine:
                 vcpu.settle_user_entry()
             yield
         finally:
+            self._let_run()
+
+    def hold_vcpus(self, held: bool) -> None:
+        """From any thread: let no vCPU run for a while, or let them go on, at most as often as they were held."""
+        with self._request_lock:
+            self._requests += 1 if held else -1
+            if held:
+                for thread in self.threads:
+                    thread.request_park()
+        if not held:
             self._let_run()
 
     def _let_run(self) -> None:

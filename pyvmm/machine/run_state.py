@@ -19,6 +19,10 @@ class RunState(enum.Enum):
     RUNNING = "running"
     PAUSED = "paused"
     """All vCPUs are parked between two instructions; state may be read and written."""
+    INMIGRATE = "inmigrate"
+    """Waits for a guest from elsewhere."""
+    POSTMIGRATE = "postmigrate"
+    """The guest was handed to another process."""
     SHUTDOWN = "shutdown"
     """The guest ended by itself (power-off, halt, debug-exit, reset with --no-reboot)."""
     GUEST_PANICKED = "guest-panicked"
@@ -28,12 +32,22 @@ class RunState(enum.Enum):
 
 
 _LEGAL: dict[RunState, frozenset[RunState]] = {
-    RunState.PRELAUNCH: frozenset({RunState.RUNNING, RunState.PAUSED, RunState.SHUTDOWN}),
+    RunState.PRELAUNCH: frozenset({RunState.RUNNING, RunState.PAUSED, RunState.INMIGRATE, RunState.SHUTDOWN}),
+    RunState.INMIGRATE: frozenset({RunState.RUNNING, RunState.PAUSED, RunState.SHUTDOWN}),
+    # By hand, if its owner knows that nobody else has it.
+    RunState.POSTMIGRATE: frozenset({RunState.RUNNING, RunState.PAUSED, RunState.SHUTDOWN, RunState.PRELAUNCH}),
     RunState.RUNNING: frozenset(
         {RunState.PAUSED, RunState.SHUTDOWN, RunState.GUEST_PANICKED, RunState.INTERNAL_ERROR}
     ),
     RunState.PAUSED: frozenset(
-        {RunState.RUNNING, RunState.PRELAUNCH, RunState.SHUTDOWN, RunState.GUEST_PANICKED, RunState.INTERNAL_ERROR}
+        {
+            RunState.RUNNING,
+            RunState.PRELAUNCH,
+            RunState.POSTMIGRATE,
+            RunState.SHUTDOWN,
+            RunState.GUEST_PANICKED,
+            RunState.INTERNAL_ERROR,
+        }
     ),
     # Only a reset brings a guest that has ended back.
     RunState.SHUTDOWN: frozenset({RunState.PRELAUNCH}),

@@ -83,12 +83,13 @@ def _disk(machine: Machine, config: DiskConfig) -> VirtioDevice:
     from pyvmm.block.image import open_image
     from pyvmm.virtio.blk import VirtioBlk
 
+    later = machine.config.incoming  # the source writes to it until it hands over
     if config.overlay is None:
-        image = open_image(config.path, read_only=config.readonly)
+        image = open_image(config.path, read_only=config.readonly, later=later)
     else:
         from pyvmm.block.overlay import open_overlay
 
-        image = open_overlay(config.overlay, config.path)
+        image = open_overlay(config.overlay, config.path, later=later)
     return VirtioBlk(machine.vm.native, image, config.serial, _say)
 
 

@@ -32,7 +32,8 @@ from pyvmm.machine.config import MachineConfig
 from pyvmm.machine.event_loop import EventLoop, clear_eventfd
 from pyvmm.machine.machine import Machine
 from pyvmm.machine.virtio_makers import make_device
-from pyvmm.virtio.mmio import QUEUE_NOTIFY, WINDOW, VirtioMmio
+from pyvmm.virtio.mmio import WINDOW, VirtioMmio
+from pyvmm.virtio.mmio_registers import QUEUE_NOTIFY
 
 SLOTS = len(layout.IRQS_VIRTIO)
 

@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import stat
 import struct
 import time
+from collections.abc import Callable
 from typing import Any
 
 from pyvmm.errors import ChannelError, ConfigError
@@ -29,6 +31,8 @@ _COVERED = 12
 FRAME_MAX = 16 << 20
 """Bytes of the largest payload."""
 BACKLOG = 1
+POLL = 0.2
+"""Seconds between looks at whether to go on waiting for a connection."""
 
 
 class Channel:
@@ -192,6 +196,15 @@ class Listener:
         sock = self._adopted or self._socket
         assert sock is not None
         return sock.fileno()
+
+    def accept_when_somebody_comes(
+        self, given_up: Callable[[], bool], *, stall: float, tls_creds: str = ""
+    ) -> Channel | None:
+        """Like :meth:`accept`, however long it takes; ``None`` once ``given_up()`` (asked every now and then)."""
+        while not given_up():
+            if select.select([self.fileno()], [], [], POLL)[0]:
+                return self.accept(timeout=POLL, stall=stall, tls_creds=tls_creds)
+        return None
 
     def accept(self, *, timeout: float, stall: float, tls_creds: str = "") -> Channel:
         """The first connection; nobody else is let in. ChannelError if none comes in time, or it fails TLS."""

@@ -1,79 +1,157 @@
 """The destination's side of a migration (protocol.py): wait for one source, take its guest over, let it run.
 
 Nothing is half done: a guest runs here only after all of it has arrived, was decoded, was applied, and the source has
-said that it lets go. Whatever fails before is a ChannelError or SectionError, and this process ends with it.
+said that it lets go. Whatever fails before is a ChannelError or SectionError, and the machine ends with it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-from pyvmm.errors import ChannelError, PyvmmError
+from pyvmm.errors import ChannelError, DeadlineError, PyvmmError
 from pyvmm.memory.guest_memory import GuestMemory
-from pyvmm.migration.channel import Channel
-from pyvmm.migration.protocol import VERSION, Hello, Message, Refused, check_version, expect, send_struct
+from pyvmm.migration.channel import Channel, Listener
+from pyvmm.migration.loop_call import call_on_loop
+from pyvmm.migration.parameters import MigrationStatus, Parameters
+from pyvmm.migration.protocol import VERSION, Go, Hello, Message, Refused, check_version, decode, expect, send_struct
 from pyvmm.migration.ram import RamReceiver
 from pyvmm.trace import trace_group
 
 T = trace_group("migration")
 
+R = TypeVar("R")
+
+LINGER = 10.0
+"""Seconds that closing waits for the thread."""
+
 
 class Target(Protocol):
-    """What an incoming migration needs of a machine that has not run yet."""
+    """What an incoming migration needs of a machine that has not run yet; all but ``memory`` is called on its loop."""
 
     memory: GuestMemory
 
     def describe(self) -> dict[str, Any]:
         """What it is like."""
 
-    def differences(self, description: dict[str, Any]) -> list[str]:
-        """Where the source is different in a way that matters; one phrase each."""
+    def differences(self, description: dict[str, Any]) -> str | None:
+        """Where the source is different in a way that matters."""
 
     def prepare(self, state: memoryview) -> Callable[[], None]:
         """Decode and check saved state (SectionError); what applies it."""
 
-    def take_disks(self) -> None:
-        """Open disks for writing: the source has let go of them."""
-
-    def resume(self) -> None:
-        """Let the guest run, if it ran at the source."""
+    def take_over(self, running: bool) -> None:
+        """Claim the disks, tell the network, and let the guest run, if it ran at the source."""
 
 
-def receive_guest(channel: Channel, target: Target) -> None:
-    """Take over one guest; it runs when this returns.
+class IncomingMigration:
+    """Waits at ``listener``, which it owns, on a thread of its own. ``fail(reason)`` is called on the loop."""
 
-    Called where the machine may be changed: on its loop's thread, before the loop runs.
-    """
-    try:
-        _receive(channel, target)
-    except PyvmmError as error:
-        T.migration_incoming.on and T.migration_incoming(f"refused: {error}")
-        # The source learns why, if it is still there to hear it.
-        with contextlib.suppress(ChannelError):
-            send_struct(channel, Message.REFUSED, Refused(str(error)))
-        raise
+    def __init__(
+        self,
+        listener: Listener,
+        target: Target,
+        parameters: Parameters,
+        *,
+        post: Callable[[Callable[[], None]], None],
+        fail: Callable[[str], None],
+        observe: Callable[[MigrationStatus], None] = lambda status: None,
+    ) -> None:
+        self.status = MigrationStatus.SETUP
+        self.problem: str | None = None
+        self._listener = listener
+        self._target = target
+        self._parameters = parameters
+        self._post = post
+        self._fail = fail
+        self._observe = observe
+        self._channel: Channel | None = None
+        self._closing = False
+        self._thread = threading.Thread(target=self._main, name="migration-incoming", daemon=True)
 
+    def start(self) -> None:
+        """Begin to wait; returns at once."""
+        self._observe(self.status)
+        self._thread.start()
 
-def _receive(channel: Channel, target: Target) -> None:
-    hello = check_version(expect(channel, Message.HELLO)[1])
-    differences = target.differences(hello.description)
-    if differences:
-        raise ChannelError(f"the source's machine is another one: {'; '.join(differences)}")
-    send_struct(channel, Message.HELLO, Hello(VERSION, target.describe()))
-    receiver = RamReceiver(target.memory)
-    while True:
-        kind, payload = expect(channel, Message.RAM, Message.PASS, Message.STATE)
-        if kind is Message.RAM:
-            receiver.take(payload)
-        elif kind is Message.STATE:
-            break
-    T.migration_incoming.on and T.migration_incoming(f"{receiver.pages} pages, {len(payload)} bytes of state")
-    target.prepare(payload)()
-    channel.send(Message.LOADED)
-    expect(channel, Message.GO)
-    target.take_disks()
-    target.resume()
-    with contextlib.suppress(ChannelError):  # the guest is ours; that the source does not hear of it changes nothing
-        channel.send(Message.RUNNING)
+    def join(self, timeout: float) -> None:
+        """Wait until it is over. DeadlineError if that takes longer."""
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            raise DeadlineError(f"the incoming migration did not end within {timeout:g} s")
+
+    def close(self) -> None:
+        """Wait no more; a migration that is under way fails."""
+        self._closing = True
+        self._listener.close()
+        if self._channel is not None:
+            self._channel.abort()
+        self._thread.join(LINGER)
+
+    def _main(self) -> None:
+        try:
+            channel = self._listener.accept_when_somebody_comes(
+                lambda: self._closing, stall=self._parameters.x_stall_timeout / 1000,
+                tls_creds=self._parameters.tls_creds,
+            )  # fmt: skip
+            if channel is None:
+                return
+            self._channel = channel
+            self._change(MigrationStatus.ACTIVE)
+            try:
+                self._receive(channel)
+            finally:
+                channel.close()
+            self._change(MigrationStatus.COMPLETED)
+        except PyvmmError as error:
+            reason = str(error)
+        except Exception as error:
+            reason = f"internal error: {type(error).__name__}: {error}"
+        else:
+            return
+        self.problem = reason
+        T.migration_incoming.on and T.migration_incoming(f"failed: {reason}")
+        self._change(MigrationStatus.FAILED)
+        if not self._closing:
+            self._post(lambda: self._fail(reason))
+
+    def _change(self, status: MigrationStatus) -> None:
+        self.status = status
+        T.migration_status.on and T.migration_status(status.value)
+        self._observe(status)
+
+    def _on_loop(self, call: Callable[[], R]) -> R:
+        return call_on_loop(self._post, call)
+
+    def _receive(self, channel: Channel) -> None:
+        try:
+            self._take(channel)
+        except PyvmmError as error:
+            # The source learns why, if it is still there to hear it.
+            with contextlib.suppress(ChannelError):
+                send_struct(channel, Message.REFUSED, Refused(str(error)))
+            raise
+
+    def _take(self, channel: Channel) -> None:
+        target = self._target
+        hello = check_version(expect(channel, Message.HELLO)[1])
+        difference = self._on_loop(lambda: target.differences(hello.description))
+        if difference is not None:
+            raise ChannelError(f"the source's machine is another one: {difference}")
+        send_struct(channel, Message.HELLO, Hello(VERSION, self._on_loop(target.describe)))
+        receiver = RamReceiver(target.memory)
+        while True:
+            kind, payload = expect(channel, Message.RAM, Message.PASS, Message.STATE)
+            if kind is Message.RAM:
+                receiver.take(payload)
+            elif kind is Message.STATE:
+                break
+        T.migration_incoming.on and T.migration_incoming(f"{receiver.pages} pages, {len(payload)} bytes of state")
+        self._on_loop(self._on_loop(lambda: target.prepare(payload)))
+        channel.send(Message.LOADED)
+        go: Go = decode(expect(channel, Message.GO)[1], Go)
+        self._on_loop(lambda: target.take_over(go.running))
+        with contextlib.suppress(ChannelError):  # the guest is ours; that the source does not hear it changes nothing
+            channel.send(Message.RUNNING)

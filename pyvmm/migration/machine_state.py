@@ -146,7 +146,7 @@ def prepare_machine(machine: Machine, sections: dict[str, Section]) -> Callable[
         raise SectionError(DESCRIPTION, "name", "the section is missing")
     description = decode_fields(DESCRIPTION, Description, sections[DESCRIPTION].data)
     if sections[DESCRIPTION].version == _VERSIONS[DESCRIPTION]:
-        _check_description(description, describe(machine))  # says more than a missing section would
+        check_description(description, describe(machine))  # says more than a missing section would
     cpu_names = [f"cpu-{index}" for index in range(len(machine.vcpus))]
     match_sections(
         sections,
@@ -200,7 +200,7 @@ def _chips_of(machine: Machine) -> dict[str, bytes]:
     return {"pit": machine.vm.get_pit2()} | {chip: machine.vm.get_irqchip(chip) for chip in IRQCHIPS}
 
 
-def _check_description(there: Description, here: Description) -> None:
+def check_description(there: Description, here: Description) -> None:
     """SectionError with all that differs in one field: its reader has to find a host, or options, that fit."""
 
     def refuse(field: str, lines: list[str]) -> None:

@@ -15,8 +15,9 @@ from pyvmm.errors import ChannelError, DeadlineError, PyvmmError, StateError
 from pyvmm.machine.dirty_tracker import DirtyTracker, PageSet
 from pyvmm.memory.guest_memory import PAGE_SIZE, GuestMemory
 from pyvmm.migration.channel import Channel, connect
+from pyvmm.migration.loop_call import call_on_loop
 from pyvmm.migration.parameters import Capabilities, MigrationStatus, Parameters
-from pyvmm.migration.protocol import VERSION, Hello, Message, check_version, expect, send_struct
+from pyvmm.migration.protocol import VERSION, Go, Hello, Message, check_version, expect, send_struct
 from pyvmm.migration.ram import RamCounters, RamSender
 from pyvmm.migration.throttle import Throttle
 from pyvmm.trace import trace_group
@@ -24,8 +25,6 @@ from pyvmm.trace import trace_group
 T = trace_group("migration")
 
 CONNECT_DEADLINE = 10.0
-LOOP_DEADLINE = 10.0
-"""Seconds within which the machine's loop must have done what it was asked to: pausing waits for disks, too."""
 SMALL = 64
 """Pages: so few are not worth a further round, however slow the link."""
 
@@ -53,11 +52,14 @@ class Source(Protocol):
     def save(self) -> bytes:
         """All state but RAM; the guest is paused."""
 
-    def release_disks(self) -> None:
-        """Flush and let go of disks, so that another process may write to them."""
+    def release(self) -> None:
+        """Let go of disks, flushed, so that another process may write to them."""
 
-    def reclaim_disks(self) -> None:
+    def reclaim(self) -> None:
         """Take them back: the other side did not get as far."""
+
+    def handed_over(self) -> None:
+        """The guest runs elsewhere."""
 
     def hold_vcpus(self, held: bool) -> None:
         """Park vCPUs for a moment, or let them go on; the run state does not change."""
@@ -163,24 +165,7 @@ class OutgoingMigration:
         self._observe(status)
 
     def _on_loop(self, call: Callable[[], R]) -> R:
-        """Have the machine's loop call it and return what it returns or raises. DeadlineError if it never does."""
-        done = threading.Event()
-        box: list[Any] = []
-
-        def carry_out() -> None:
-            try:
-                box.append((call(), None))
-            except Exception as error:
-                box.append((None, error))
-            done.set()
-
-        self._post(carry_out)
-        if not done.wait(LOOP_DEADLINE):
-            raise DeadlineError(f"the machine's loop did not answer within {LOOP_DEADLINE:g} s")
-        result, error = box[0]
-        if error is not None:
-            raise error
-        return result  # type: ignore[no-any-return]
+        return call_on_loop(self._post, call)
 
     def _migrate(self) -> None:
         source = self._source
@@ -267,12 +252,12 @@ class OutgoingMigration:
         self.remaining_pages = 0
         channel.send(Message.STATE, self._on_loop(source.save))
         expect(channel, Message.LOADED)
-        self._on_loop(source.release_disks)
+        self._on_loop(source.release)
         with self._lock:
             if self.status is MigrationStatus.CANCELLING:
                 raise ChannelError("cancelled")
             self._handed_over = True
-        channel.send(Message.GO)
+        send_struct(channel, Message.GO, Go(self._paused_here))
         try:
             expect(channel, Message.RUNNING)
         except ChannelError as error:
@@ -280,6 +265,7 @@ class OutgoingMigration:
                 f"{error}; the guest was handed over, so it stays paused here: look whether the destination runs it"
             ) from None
         self.downtime = time.monotonic() - paused_at
+        self._on_loop(source.handed_over)
         self._change(MigrationStatus.COMPLETED)
 
     def _pause(self) -> None:
@@ -301,7 +287,7 @@ class OutgoingMigration:
         self._change(MigrationStatus.CANCELLED if cancelled else MigrationStatus.FAILED)
 
     def _go_on(self) -> None:
-        self._source.reclaim_disks()
+        self._source.reclaim()
         if self._paused_here:
             self._paused_here = False
             self._source.resume()

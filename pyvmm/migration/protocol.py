@@ -10,7 +10,7 @@
       (pauses the guest, flushes disks)
     ram, ram, ...  state {sections}      -------->  all of it is decoded, then all of it is applied
                                          <--------  loaded, or refused {reason}
-    go                                   -------->  opens disks for writing, lets the guest run
+    go       {running}                   -------->  takes the disks, lets the guest run if it ran
                                          <--------  running
 
 Until it has sent ``go`` the source owns the guest: whatever fails before that, it goes on as if nothing had happened,
@@ -57,6 +57,12 @@ class Refused(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Why the other side will not."""
 
     reason: str
+
+
+class Go(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The guest is yours; whether it ``runs``, or was paused when it left."""
+
+    running: bool
 
 
 def send_struct(channel: Channel, kind: Message, value: msgspec.Struct) -> None:

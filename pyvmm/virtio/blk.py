@@ -173,6 +173,14 @@ class VirtioBlk(VirtioDevice):
 
     # -- reports and state ----------------------------------------------------------------------
 
+    def release(self) -> None:
+        """Another process may write to the disk now, and finds everything there."""
+        self.image.release()
+
+    def claim(self) -> None:
+        """The disk is ours."""
+        self.image.claim()
+
     def statistics(self) -> dict[str, int]:
         """Requests, failed ones and bytes, by kind; kinds that there were none of are left out."""
         if self._closed:

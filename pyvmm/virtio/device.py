@@ -121,6 +121,15 @@ class VirtioDevice:
         """Counters for reports, by name."""
         return {}
 
+    def release(self) -> None:
+        """See Device.release."""
+
+    def claim(self) -> None:
+        """See Device.claim."""
+
+    def moved(self) -> None:
+        """See Device.moved."""
+
     def close(self) -> None:
         """End the device's threads, if any, and give back what it owns. Called once, nothing else after it."""
 

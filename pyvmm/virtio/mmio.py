@@ -20,6 +20,7 @@ from pyvmm.devices.state import Byte, DeviceState, StatefulDevice, decode_state
 from pyvmm.errors import SectionError
 from pyvmm.native import ffi, lib
 from pyvmm.trace import trace_group
+from pyvmm.virtio import mmio_registers as registers
 from pyvmm.virtio.device import F_VERSION_1, TRANSPORT_FEATURES, VirtioDevice
 from pyvmm.virtio.queue import NeedsReset, QueueState, VirtQueue
 
@@ -31,25 +32,10 @@ MAGIC = 0x74726976  # "virt"
 VERSION = 2
 VENDOR = int.from_bytes(b"PYVM", "little")
 
-# Table 4.1, MMIO Device Register Layout
-MAGIC_VALUE, VERSION_REGISTER, DEVICE_ID, VENDOR_ID = 0x00, 0x04, 0x08, 0x0C
-DEVICE_FEATURES, DEVICE_FEATURES_SEL = 0x10, 0x14
-DRIVER_FEATURES, DRIVER_FEATURES_SEL = 0x20, 0x24
-QUEUE_SEL, QUEUE_NUM_MAX, QUEUE_NUM = 0x30, 0x34, 0x38
-QUEUE_READY, QUEUE_NOTIFY = 0x44, 0x50
-INTERRUPT_STATUS, INTERRUPT_ACK = 0x60, 0x64
-STATUS = 0x70
-QUEUE_DESC_LOW, QUEUE_DESC_HIGH = 0x80, 0x84
-QUEUE_DRIVER_LOW, QUEUE_DRIVER_HIGH = 0x90, 0x94
-QUEUE_DEVICE_LOW, QUEUE_DEVICE_HIGH = 0xA0, 0xA4
-SHM_SEL, SHM_LEN_LOW, SHM_BASE_HIGH = 0xAC, 0xB0, 0xBC
-CONFIG_GENERATION = 0xFC
-CONFIG = 0x100
-
 _ADDRESSES = {
-    QUEUE_DESC_LOW: ("descriptors", 0), QUEUE_DESC_HIGH: ("descriptors", 32),
-    QUEUE_DRIVER_LOW: ("driver_area", 0), QUEUE_DRIVER_HIGH: ("driver_area", 32),
-    QUEUE_DEVICE_LOW: ("device_area", 0), QUEUE_DEVICE_HIGH: ("device_area", 32),
+    registers.QUEUE_DESC_LOW: ("descriptors", 0), registers.QUEUE_DESC_HIGH: ("descriptors", 32),
+    registers.QUEUE_DRIVER_LOW: ("driver_area", 0), registers.QUEUE_DRIVER_HIGH: ("driver_area", 32),
+    registers.QUEUE_DEVICE_LOW: ("device_area", 0), registers.QUEUE_DEVICE_HIGH: ("device_area", 32),
 }  # fmt: skip
 
 # 2.1: device status
@@ -167,6 +153,18 @@ class VirtioMmio(StatefulDevice[MmioState]):
         with self.lock:
             self.device.pause()
 
+    def release(self) -> None:
+        """The device's affair."""
+        self.device.release()
+
+    def claim(self) -> None:
+        """The device's affair."""
+        self.device.claim()
+
+    def moved(self) -> None:
+        """The device's affair."""
+        self.device.moved()
+
     def resume(self) -> None:
         """Go on; rung doorbells may have been lost on the way, so every queue is looked at."""
         with self.lock:
@@ -177,8 +175,8 @@ class VirtioMmio(StatefulDevice[MmioState]):
 
     def read(self, offset: int, size: int) -> int:
         """A register; whatever is not one reads as 0."""
-        if offset >= CONFIG:
-            at = offset - CONFIG
+        if offset >= registers.CONFIG:
+            at = offset - registers.CONFIG
             # Bytes behind the configuration space read as 0.
             value = int.from_bytes(self.device.configuration()[at : at + size], "little")
         elif size != 4 or offset & 3:
@@ -191,34 +189,34 @@ class VirtioMmio(StatefulDevice[MmioState]):
     def _read_register(self, offset: int) -> int:
         s = self.state
         queue = self._selected()
-        if offset == MAGIC_VALUE:
+        if offset == registers.MAGIC_VALUE:
             return MAGIC
-        if offset == VERSION_REGISTER:
+        if offset == registers.VERSION_REGISTER:
             return VERSION
-        if offset == DEVICE_ID:
+        if offset == registers.DEVICE_ID:
             return self.device.device_id
-        if offset == VENDOR_ID:
+        if offset == registers.VENDOR_ID:
             return VENDOR
-        if offset == DEVICE_FEATURES:
+        if offset == registers.DEVICE_FEATURES:
             return self._offered >> 32 * s.device_features_sel & _U32 if s.device_features_sel < 2 else 0
-        if offset == QUEUE_NUM_MAX:
+        if offset == registers.QUEUE_NUM_MAX:
             return queue.max_size if queue else 0  # 0: there is no such queue
-        if offset == QUEUE_READY:
+        if offset == registers.QUEUE_READY:
             return int(queue.ready) if queue else 0
-        if offset == INTERRUPT_STATUS:
+        if offset == registers.INTERRUPT_STATUS:
             return self._interrupt_status
-        if offset == STATUS:
+        if offset == registers.STATUS:
             return s.status
-        if SHM_LEN_LOW <= offset <= SHM_BASE_HIGH:
+        if registers.SHM_LEN_LOW <= offset <= registers.SHM_BASE_HIGH:
             return _U32  # a region of length -1: there is none
-        return s.config_generation if offset == CONFIG_GENERATION else 0
+        return s.config_generation if offset == registers.CONFIG_GENERATION else 0
 
     def write(self, offset: int, size: int, value: int) -> None:
         """A register; what makes no sense is ignored and traced."""
         value &= (1 << 8 * size) - 1
         T.virtio_mmio_write.on and T.virtio_mmio_write(self.section_id, offset, size, value)
-        if offset >= CONFIG:
-            at = offset - CONFIG
+        if offset >= registers.CONFIG:
+            at = offset - registers.CONFIG
             if at + size <= len(self.device.configuration()):
                 self.device.write_configuration(at, value.to_bytes(size, "little"))
             return
@@ -226,28 +224,28 @@ class VirtioMmio(StatefulDevice[MmioState]):
             self._ignored(offset, value, "not a 32-bit access")
             return
         s = self.state
-        if offset == DEVICE_FEATURES_SEL:
+        if offset == registers.DEVICE_FEATURES_SEL:
             s.device_features_sel = value
-        elif offset == DRIVER_FEATURES_SEL:
+        elif offset == registers.DRIVER_FEATURES_SEL:
             s.driver_features_sel = value
-        elif offset == DRIVER_FEATURES:
+        elif offset == registers.DRIVER_FEATURES:
             self._write_features(value)
-        elif offset == QUEUE_SEL:
+        elif offset == registers.QUEUE_SEL:
             s.queue_sel = value
-        elif offset == QUEUE_NUM or offset in _ADDRESSES:
+        elif offset == registers.QUEUE_NUM or offset in _ADDRESSES:
             self._configure_queue(offset, value)
-        elif offset == QUEUE_READY:
+        elif offset == registers.QUEUE_READY:
             self._write_ready(value)
-        elif offset == QUEUE_NOTIFY:
+        elif offset == registers.QUEUE_NOTIFY:
             if value < len(self.device.queues):
                 self._doorbell(value)
             else:
                 self._ignored(offset, value, "no such queue")
-        elif offset == INTERRUPT_ACK:
+        elif offset == registers.INTERRUPT_ACK:
             lib.pv_interrupt_acknowledge(self.interrupt, value)
-        elif offset == STATUS:
+        elif offset == registers.STATUS:
             self._write_status(value)
-        elif offset != SHM_SEL:
+        elif offset != registers.SHM_SEL:
             self._ignored(offset, value, "no register to write")
 
     def _ignored(self, offset: int, value: int, reason: str) -> None:
@@ -259,7 +257,7 @@ class VirtioMmio(StatefulDevice[MmioState]):
         s = self.state
         # 3.1.1: between DRIVER and FEATURES_OK; no new features afterwards.
         if s.status & (DRIVER | FEATURES_OK | FAILED) != DRIVER or s.driver_features_sel > 1:
-            self._ignored(DRIVER_FEATURES, value, "not the time for features, or there are none there")
+            self._ignored(registers.DRIVER_FEATURES, value, "not the time for features, or there are none there")
             return
         shift = 32 * s.driver_features_sel
         s.driver_features = s.driver_features & ~(_U32 << shift) | value << shift
@@ -271,7 +269,7 @@ class VirtioMmio(StatefulDevice[MmioState]):
             self.reset()
             return
         if s.status & FAILED or s.status & ~DEVICE_NEEDS_RESET & ~value:
-            self._ignored(STATUS, value, "only a reset takes a bit back or ends FAILED")
+            self._ignored(registers.STATUS, value, "only a reset takes a bit back or ends FAILED")
             return
         if value & FAILED:
             self._set_status(s.status | FAILED)
@@ -317,7 +315,7 @@ class VirtioMmio(StatefulDevice[MmioState]):
         if queue is None or queue.ready or not self._configurable():
             self._ignored(offset, value, "no such queue, or not the time to configure it")
             return
-        if offset == QUEUE_NUM:
+        if offset == registers.QUEUE_NUM:
             queue.size = min(value, 0xFFFF)  # too large either way: QueueReady will say so
             return
         field, shift = _ADDRESSES[offset]
@@ -326,7 +324,7 @@ class VirtioMmio(StatefulDevice[MmioState]):
     def _write_ready(self, value: int) -> None:
         queue = self._selected()
         if queue is None or not self._configurable():
-            self._ignored(QUEUE_READY, value, "no such queue, or not the time to start it")
+            self._ignored(registers.QUEUE_READY, value, "no such queue, or not the time to start it")
             return
         if bool(value & 1) == queue.ready:
             return

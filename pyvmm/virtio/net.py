@@ -134,6 +134,10 @@ class VirtioNet(VirtioDevice):
             self._configuration_changed()
             return True
 
+    def moved(self) -> None:
+        """Switches must learn where the guest is now."""
+        self.announce()
+
     def _tell_link(self) -> None:
         if self.state.link_up != self.link_up:
             self.state.link_up = self.link_up

@@ -11,11 +11,9 @@ from typing import Any
 
 import msgspec
 
-from pyvmm.errors import ChannelError, PyvmmError, SectionError
+from pyvmm.errors import SectionError
 from pyvmm.machine.dirty_tracker import PageSet
 from pyvmm.memory.guest_memory import PAGE_SIZE, GuestMemory, Region
-from pyvmm.migration.channel import Channel
-from pyvmm.migration.incoming import receive_guest
 from pyvmm.native import ffi, lib
 
 PAGES = 64
@@ -75,7 +73,7 @@ class Machine:
         self.held = False
         self.state: dict[str, Any] = {}
         self.while_running: Callable[[], None] = lambda: None
-        self.refuses: list[str] = []
+        self.refuses: str | None = None
 
     def close(self) -> None:
         self.memory.close()
@@ -84,8 +82,8 @@ class Machine:
         self.while_running()
         return {"pages": PAGES}
 
-    def differences(self, description: dict[str, Any]) -> list[str]:
-        return self.refuses or ([] if description == {"pages": PAGES} else ["pages"])
+    def differences(self, description: dict[str, Any]) -> str | None:
+        return self.refuses or (None if description == {"pages": PAGES} else "pages")
 
     def is_running(self) -> bool:
         return self.running
@@ -108,41 +106,23 @@ class Machine:
             raise SectionError("all", "(state)", str(error)) from None
         return lambda: self.state.update(decoded)
 
-    def release_disks(self) -> None:
+    def release(self) -> None:
         assert not self.running
         self.holds_disks = False
 
-    def reclaim_disks(self) -> None:
+    def reclaim(self) -> None:
         self.holds_disks = True
 
-    def take_disks(self) -> None:
+    def handed_over(self) -> None:
+        assert not self.running and not self.holds_disks
+
+    def take_over(self, running: bool) -> None:
         self.holds_disks = True
+        if running:
+            self.resume()
 
     def hold_vcpus(self, held: bool) -> None:
         self.held = held
-
-
-class Destination:
-    """receive_guest on a thread; ``problem`` is what it ended with."""
-
-    def __init__(self, sock: socket.socket, machine: Machine, stall: float) -> None:
-        self.problem: PyvmmError | None = None
-        self._channel = Channel(sock, stall=stall)
-        self._machine = machine
-        self._thread = threading.Thread(target=self._main)
-        self._thread.start()
-
-    def _main(self) -> None:
-        try:
-            receive_guest(self._channel, self._machine)
-        except PyvmmError as error:
-            self.problem = error
-        finally:
-            self._channel.close()
-
-    def join(self) -> None:
-        self._thread.join(20)
-        assert not self._thread.is_alive()
 
 
 def relay(near: socket.socket, far: socket.socket, spoil: Callable[[int, bytes], bytes | None]) -> threading.Thread:
@@ -167,5 +147,3 @@ def relay(near: socket.socket, far: socket.socket, spoil: Callable[[int, bytes],
     thread.start()
     return thread
 
-
-__all__ = ["PAGES", "ChannelError", "Destination", "Loop", "Machine", "relay"]

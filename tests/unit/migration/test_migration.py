@@ -15,9 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyvmm.memory.guest_memory import PAGE_SIZE
+from pyvmm.migration.channel import Listener
+from pyvmm.migration.incoming import IncomingMigration
 from pyvmm.migration.outgoing import OutgoingMigration
 from pyvmm.migration.parameters import Capabilities, MigrationStatus, Parameters
-from tests.unit.migration.fake_machines import PAGES, Destination, Loop, Machine, relay
+from tests.unit.migration.fake_machines import PAGES, Loop, Machine, relay
 
 Spoil = Callable[[int, bytes], bytes | None]
 
@@ -32,13 +34,18 @@ class Pair:
     statuses: list[MigrationStatus] = field(default_factory=list)
     on_round: Callable[[int], None] = lambda number: None
     migration: OutgoingMigration | None = None
-    destination: Destination | None = None
+    destination: IncomingMigration | None = None
+    far_loop: Loop = field(default_factory=Loop)
+    failures: list[str] = field(default_factory=list)
 
     def begin(self, parameters: Parameters, capabilities: Capabilities, there: Spoil, back: Spoil) -> None:
         (a, b), (c, d) = socket.socketpair(), socket.socketpair()
         self.sockets = [b, c]
         self.relays = [relay(b, c, there), relay(c, b, back)]
-        self.destination = Destination(d, self.target, parameters.x_stall_timeout / 1000)
+        self.destination = IncomingMigration(
+            Listener(f"fd:{d.detach()}"), self.target, parameters, post=self.far_loop.post, fail=self.failures.append
+        )
+        self.destination.start()
         self.migration = OutgoingMigration(
             self.source, f"fd:{a.detach()}", parameters, capabilities, post=self.loop.post,
             observe=self.statuses.append, observe_round=lambda number: self.on_round(number),  # noqa: PLW0108 -- set later
@@ -48,7 +55,7 @@ class Pair:
     def end(self) -> MigrationStatus:
         assert self.migration is not None and self.destination is not None
         self.migration.join(20)
-        self.destination.join()
+        self.destination.join(20)
         for thread in self.relays:
             thread.join(20)
         for sock in self.sockets:
@@ -82,6 +89,7 @@ def made_pair() -> Iterator[Pair]:
         yield made
     finally:
         made.loop.close()
+        made.far_loop.close()
         made.source.close()
         made.target.close()
 
@@ -110,7 +118,7 @@ def test_pages_written_between_rounds_come_again(pair: Pair) -> None:
 
 def test_a_guest_that_was_paused_stays_so_at_the_source_when_it_fails(pair: Pair) -> None:
     pair.source.running = False
-    pair.target.refuses = ["another CPU"]
+    pair.target.refuses = "another CPU"
     assert pair.run() is MigrationStatus.FAILED
     assert pair.migration is not None and "another CPU" in str(pair.migration.problem)
     assert not pair.source.running and pair.source.holds_disks
@@ -204,7 +212,7 @@ def test_a_guest_that_dirties_too_fast_is_slowed_down(pair: Pair, monkeypatch: p
 
 
 def test_a_loop_that_does_not_answer_is_a_failure_not_a_hang(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyvmm.migration.outgoing.LOOP_DEADLINE", 0.2)
+    monkeypatch.setattr("pyvmm.migration.loop_call.LOOP_DEADLINE", 0.2)
     pair.source.while_running = lambda: time.sleep(0.5)
     assert pair.run() is MigrationStatus.FAILED
     assert pair.migration is not None and "did not answer" in str(pair.migration.problem)

@@ -14,6 +14,7 @@ from typing import Any
 from pyvmm.block.image import Image, open_image
 from pyvmm.native import lib
 from pyvmm.virtio import blk, mmio
+from pyvmm.virtio import mmio_registers as registers
 from pyvmm.virtio.blk import VirtioBlk
 from pyvmm.virtio.device import F_VERSION_1
 from pyvmm.virtio.mmio import VirtioMmio
@@ -74,7 +75,7 @@ class BlkBench(Bench):
 
     def ring(self) -> None:
         """As the driver does."""
-        self.put(mmio.QUEUE_NOTIFY, 0)
+        self.put(registers.QUEUE_NOTIFY, 0)
 
     def wait(self, count: int = 1) -> list[tuple[int, int]]:
         """(head, written) of ``count`` completed requests."""
@@ -89,8 +90,8 @@ class BlkBench(Bench):
     def wait_for_status(self, bit: int) -> None:
         """Until the device has set ``bit`` in its status."""
         until = time.monotonic() + DEADLINE
-        while not self.get(mmio.STATUS) & bit:
-            assert time.monotonic() < until, f"status stays {self.get(mmio.STATUS):#x}"
+        while not self.get(registers.STATUS) & bit:
+            assert time.monotonic() < until, f"status stays {self.get(registers.STATUS):#x}"
             time.sleep(0.0002)
 
     def wait_for_empty_ring(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pyvmm.virtio import mmio
+from pyvmm.virtio import mmio_registers as registers
 from pyvmm.virtio.device import F_VERSION_1, VirtioDevice
 from pyvmm.virtio.mmio import ACKNOWLEDGE, DEVICE_NEEDS_RESET, DRIVER, DRIVER_OK, FEATURES_OK, VirtioMmio
 from pyvmm.virtio.queue import F_EVENT_IDX, F_INDIRECT_DESC
@@ -42,7 +43,7 @@ class DeviceBench(Bench):
 
     def ring_bell(self, index: int) -> None:
         """The driver rings, the machine serves whatever was rung."""
-        self.put(mmio.QUEUE_NOTIFY, index)
+        self.put(registers.QUEUE_NOTIFY, index)
         self.serve()
 
     def serve(self) -> None:
@@ -57,4 +58,4 @@ class DeviceBench(Bench):
     @property
     def broken(self) -> bool:
         """Whether the device says that it needs a reset."""
-        return bool(self.get(mmio.STATUS) & DEVICE_NEEDS_RESET)
+        return bool(self.get(registers.STATUS) & DEVICE_NEEDS_RESET)

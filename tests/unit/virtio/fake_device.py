@@ -8,7 +8,7 @@ from msgspec import Meta
 
 from pyvmm.devices.bus import MMIO_SPACE, Bus
 from pyvmm.devices.state import DeviceState
-from pyvmm.virtio import mmio
+from pyvmm.virtio import mmio_registers as registers
 from pyvmm.virtio.device import F_VERSION_1, VirtioDevice
 from pyvmm.virtio.mmio import ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, WINDOW, VirtioMmio
 from pyvmm.virtio.queue import F_EVENT_IDX, F_INDIRECT_DESC, VirtQueue
@@ -81,24 +81,24 @@ class Bench:
     def status(self, *bits: int) -> int:
         """Add status bits one after the other; what status says then."""
         for bit in bits:
-            self.put(mmio.STATUS, self.get(mmio.STATUS) | bit)
-        return self.get(mmio.STATUS)
+            self.put(registers.STATUS, self.get(registers.STATUS) | bit)
+        return self.get(registers.STATUS)
 
     def features(self, features: int) -> None:
         for select in (0, 1):
-            self.put(mmio.DRIVER_FEATURES_SEL, select)
-            self.put(mmio.DRIVER_FEATURES, features >> 32 * select & 0xFFFFFFFF)
+            self.put(registers.DRIVER_FEATURES_SEL, select)
+            self.put(registers.DRIVER_FEATURES, features >> 32 * select & 0xFFFFFFFF)
 
     def queue(self, index: int, driver: FakeDriver) -> None:
-        self.put(mmio.QUEUE_SEL, index)
-        self.put(mmio.QUEUE_NUM, driver.size)
+        self.put(registers.QUEUE_SEL, index)
+        self.put(registers.QUEUE_NUM, driver.size)
         for register, gpa in (
-            (mmio.QUEUE_DESC_LOW, driver.descriptors), (mmio.QUEUE_DRIVER_LOW, driver.available),
-            (mmio.QUEUE_DEVICE_LOW, driver.used),
+            (registers.QUEUE_DESC_LOW, driver.descriptors), (registers.QUEUE_DRIVER_LOW, driver.available),
+            (registers.QUEUE_DEVICE_LOW, driver.used),
         ):  # fmt: skip
             self.put(register, gpa & 0xFFFFFFFF)
             self.put(register + 4, gpa >> 32)
-        self.put(mmio.QUEUE_READY, 1)
+        self.put(registers.QUEUE_READY, 1)
 
     def bring_up(self, memory: Ram, features: int = F_VERSION_1 | F_EVENT_IDX | F_INDIRECT_DESC) -> FakeDriver:
         """Initialize by the book (3.1.1); the driver of queue 0."""
@@ -107,7 +107,7 @@ class Bench:
         assert self.status(FEATURES_OK) & FEATURES_OK
         driver = driver_on(memory.memory, 8, event_idx=bool(features & F_EVENT_IDX))
         self.queue(0, driver)
-        assert self.get(mmio.QUEUE_READY) == 1
+        assert self.get(registers.QUEUE_READY) == 1
         assert self.status(DRIVER_OK) == ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK
         return driver
 

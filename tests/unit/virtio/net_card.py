@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 from pyvmm.devices.bus import MMIO_SPACE, Bus
 from pyvmm.virtio import mmio
+from pyvmm.virtio import mmio_registers as registers
 from pyvmm.virtio import net_features as features
 from pyvmm.virtio.device import F_VERSION_1
 from pyvmm.virtio.mmio import ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, WINDOW, VirtioMmio
@@ -123,14 +124,14 @@ class Card:
 
     def bring_up(self, negotiated: int = ANY, size: int = 64) -> None:
         """By the book (3.1.1); asserts that the device agrees."""
-        self.put(mmio.STATUS, 0)
+        self.put(registers.STATUS, 0)
         for bit in (ACKNOWLEDGE, DRIVER):
-            self.put(mmio.STATUS, self.get(mmio.STATUS) | bit)
+            self.put(registers.STATUS, self.get(registers.STATUS) | bit)
         for select_ in (0, 1):
-            self.put(mmio.DRIVER_FEATURES_SEL, select_)
-            self.put(mmio.DRIVER_FEATURES, negotiated >> 32 * select_ & 0xFFFFFFFF)
-        self.put(mmio.STATUS, self.get(mmio.STATUS) | FEATURES_OK)
-        assert self.get(mmio.STATUS) & FEATURES_OK, "features refused"
+            self.put(registers.DRIVER_FEATURES_SEL, select_)
+            self.put(registers.DRIVER_FEATURES, negotiated >> 32 * select_ & 0xFFFFFFFF)
+        self.put(registers.STATUS, self.get(registers.STATUS) | FEATURES_OK)
+        assert self.get(registers.STATUS) & FEATURES_OK, "features refused"
         self.queues, self.posted, self.free_at = [], {}, BUFFERS
         for index in range(3):
             base = RINGS + index * 0x10000
@@ -138,20 +139,20 @@ class Card:
                 self.memory.memory, size, base, base + 0x4000, base + 0x8000, bool(negotiated & F_EVENT_IDX)
             )
             self.queues.append(driver)
-            self.put(mmio.QUEUE_SEL, index)
-            self.put(mmio.QUEUE_NUM, size)
+            self.put(registers.QUEUE_SEL, index)
+            self.put(registers.QUEUE_NUM, size)
             for register, gpa in (
-                (mmio.QUEUE_DESC_LOW, driver.descriptors), (mmio.QUEUE_DRIVER_LOW, driver.available),
-                (mmio.QUEUE_DEVICE_LOW, driver.used),
+                (registers.QUEUE_DESC_LOW, driver.descriptors), (registers.QUEUE_DRIVER_LOW, driver.available),
+                (registers.QUEUE_DEVICE_LOW, driver.used),
             ):  # fmt: skip
                 self.put(register, gpa)
                 self.put(register + 4, 0)
-            self.put(mmio.QUEUE_READY, 1)
-        self.put(mmio.STATUS, self.get(mmio.STATUS) | DRIVER_OK)
+            self.put(registers.QUEUE_READY, 1)
+        self.put(registers.STATUS, self.get(registers.STATUS) | DRIVER_OK)
 
     @property
     def needs_reset(self) -> bool:
-        return bool(self.get(mmio.STATUS) & mmio.DEVICE_NEEDS_RESET)
+        return bool(self.get(registers.STATUS) & mmio.DEVICE_NEEDS_RESET)
 
     def offer(self, queue: int, buffers: list[Buffer]) -> int:
         """Make a chain available and ring if the device wants to hear."""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pyvmm.errors import SectionError
 from pyvmm.memory.guest_memory import PAGE_SIZE
-from pyvmm.virtio import mmio
+from pyvmm.virtio import mmio_registers as registers
 from pyvmm.virtio.balloon import (
     DEFLATE,
     F_FREE_PAGE_HINT,
@@ -26,7 +26,7 @@ from pyvmm.virtio.balloon import (
     STATS,
     VirtioBalloon,
 )
-from pyvmm.virtio.mmio import CONFIG
+from pyvmm.virtio.mmio_registers import CONFIG
 from tests.unit.virtio.device_bench import DeviceBench
 from tests.unit.virtio.fake_driver import DATA_REGION, RING_REGION, Buffer, Ram, ram
 
@@ -73,7 +73,7 @@ def test_inflated_pages_go_back_to_the_host_and_read_as_zeros() -> None:
     with ram(*REGIONS) as memory:
         bench = BalloonBench(memory)
         bench.negotiate()
-        assert bench.get(mmio.DEVICE_ID) == 5 and bench.blocks() == PAGES
+        assert bench.get(registers.DEVICE_ID) == 5 and bench.blocks() == PAGES
         # In any order, one of them twice, across the seam of two regions.
         chosen = {3, 4, 5, 31, 32, 33, 60}
         bench.give([FIRST + page for page in (60, 33, 31, 32, 4, 3, 5, 4)])
@@ -98,7 +98,7 @@ def test_the_target_is_told_and_what_the_driver_has_is_read() -> None:
         for wrong in (-1, memory.memory.size + 1):
             with pytest.raises(ValueError, match="a balloon of"):
                 bench.balloon.set_target(wrong)
-        bench.put(mmio.STATUS, 0)
+        bench.put(registers.STATUS, 0)
         assert (bench.balloon.target, bench.balloon.actual) == (9 * PAGE_SIZE, 0)
 
 
@@ -117,7 +117,7 @@ def test_the_ring_in_the_balloon_is_the_drivers_misfortune_only() -> None:
         bench.give([RING_REGION[0] // PAGE_SIZE, DATA // PAGE_SIZE])
         assert memory.memory.read(DATA, PAGE_SIZE) == bytes(PAGE_SIZE)
         bench.ring_bell(INFLATE)
-        bench.put(mmio.STATUS, 0)
+        bench.put(registers.STATUS, 0)
         bench.negotiate()
         bench.give([FIRST])
         assert bench.zero_pages() == {0}
@@ -246,7 +246,7 @@ def test_hints_are_those_that_answer_the_command_and_keep_their_content() -> Non
         assert bench.get(CONFIG + 8) == HINT_DONE
         bench.balloon.start_hinting(lambda gpa, size: None, end)
         assert bench.get(CONFIG + 8) not in (wanted, 0, 1)
-        bench.put(mmio.STATUS, 0)
+        bench.put(registers.STATUS, 0)
         assert hints[4:] == ["end"]
 
 
@@ -338,6 +338,6 @@ def test_no_driver_breaks_more_than_its_own_guest(
             elif event == "stop":
                 bench.balloon.stop_hinting()
             elif event == "reset":
-                bench.put(mmio.STATUS, 0)
+                bench.put(registers.STATUS, 0)
                 bench.negotiate()
             bench.serve()

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from pyvmm.errors import DeadlineError, SectionError
 from pyvmm.native import lib
-from pyvmm.virtio import blk, mmio
+from pyvmm.virtio import blk
+from pyvmm.virtio import mmio_registers as registers
 from pyvmm.virtio.device import F_VERSION_1
 from pyvmm.virtio.mmio import DEVICE_NEEDS_RESET
 from pyvmm.virtio.queue import F_EVENT_IDX
@@ -42,7 +43,7 @@ NO_SECTOR = (1 << 64) - 1
 
 def test_it_is_a_disk_of_the_images_size(tmp_path: Path) -> None:
     with block_bench(disk(tmp_path)) as bench:
-        assert bench.get(mmio.DEVICE_ID) == 2
+        assert bench.get(registers.DEVICE_ID) == 2
         space = bench.blk.configuration()
         capacity, size_max, seg_max = struct.unpack_from("<QII", space)
         assert (capacity, size_max, seg_max) == (SECTORS, 0, 254)
@@ -131,7 +132,7 @@ def test_a_header_that_is_cut_off_is_an_error_and_a_missing_status_needs_a_reset
         bench.ring()
         bench.wait_for_status(DEVICE_NEEDS_RESET)
         assert bench.driver.collect() == []
-        bench.put(mmio.STATUS, 0)
+        bench.put(registers.STATUS, 0)
         bench.start()
         assert bench.request(IN, 0, room=512)[0] == OK
 
@@ -141,7 +142,7 @@ def test_a_broken_ring_needs_a_reset_and_gets_one(tmp_path: Path) -> None:
         bench.driver.make_available(999)
         bench.ring()
         bench.wait_for_status(DEVICE_NEEDS_RESET)
-        bench.put(mmio.STATUS, 0)
+        bench.put(registers.STATUS, 0)
         bench.start(F_VERSION_1)
         assert bench.request(IN, 0, room=512)[0] == OK
 
@@ -224,22 +225,22 @@ def test_a_removed_image_goes_on(tmp_path: Path) -> None:
 def test_the_driver_chooses_write_through(tmp_path: Path) -> None:
     with block_bench(disk(tmp_path)) as bench:
         assert not bench.blk._native.write_through
-        bench.bus.write(mmio.CONFIG + blk.WRITEBACK_AT, 1, 0)
+        bench.bus.write(registers.CONFIG + blk.WRITEBACK_AT, 1, 0)
         assert bench.blk._native.write_through and bench.blk.configuration()[blk.WRITEBACK_AT] == 0
         assert bench.request(OUT, 0, b"x" * 512)[0] == OK
-        bench.bus.write(mmio.CONFIG, 4, 7)
+        bench.bus.write(registers.CONFIG, 4, 7)
         assert bench.blk.configuration()[:4] == SECTORS.to_bytes(4, "little")
-        bench.put(mmio.STATUS, 0)
+        bench.put(registers.STATUS, 0)
         bench.start(ALL & ~blk.F_CONFIG_WCE)
         assert not bench.blk._native.write_through
-        bench.put(mmio.STATUS, 0)
+        bench.put(registers.STATUS, 0)
         bench.start(ALL & ~(blk.F_CONFIG_WCE | blk.F_FLUSH))
         assert bench.blk._native.write_through  # no way to ask for a flush
 
 
 def test_state_goes_to_a_disk_of_the_same_size_only(tmp_path: Path) -> None:
     with block_bench(disk(tmp_path)) as bench:
-        bench.bus.write(mmio.CONFIG + blk.WRITEBACK_AT, 1, 0)
+        bench.bus.write(registers.CONFIG + blk.WRITEBACK_AT, 1, 0)
         assert bench.request(OUT, 5, b"s" * 512)[0] == OK
         bench.transport.pause()
         saved = bench.transport.save()
@@ -287,12 +288,12 @@ def test_a_request_that_hangs_is_a_deadline_and_the_device_goes_on(tmp_path: Pat
             with pytest.raises(DeadlineError, match="did not end within"):
                 bench.transport.pause()
             with pytest.raises(DeadlineError, match="did not end within"):
-                bench.put(mmio.STATUS, 0)
+                bench.put(registers.STATUS, 0)
             assert bench.driver.collect() == []
         assert bench.wait() == [(stuck, 513)]
         bench.transport.pause()
         bench.transport.resume()
-        bench.put(mmio.STATUS, 0)
+        bench.put(registers.STATUS, 0)
         bench.start()
         assert bench.request(IN, 1, room=512)[0] == OK
 
@@ -318,7 +319,7 @@ def test_no_request_touches_more_than_its_buffers(
             assert bench.memory.read(DATA, 16 + len(data)) == header(kind, sector) + data
             assert bench.memory.read(end, 512) == b"\x55" * 512
         assert os.path.getsize(bench.blk.image.path) == SECTORS * 512
-        assert not bench.get(mmio.STATUS) & DEVICE_NEEDS_RESET
+        assert not bench.get(registers.STATUS) & DEVICE_NEEDS_RESET
 
 
 def test_buffers_of_a_chain_may_be_many_and_scattered(tmp_path: Path) -> None:

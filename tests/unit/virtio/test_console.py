@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyvmm.virtio import mmio
+from pyvmm.virtio import mmio_registers as registers
 from pyvmm.virtio.console import CHAIN_MAX, RECEIVE, TRANSMIT, VirtioConsole
-from pyvmm.virtio.mmio import CONFIG
+from pyvmm.virtio.mmio_registers import CONFIG
 from tests.unit.virtio.device_bench import DeviceBench
 from tests.unit.virtio.fake_driver import DATA_REGION, REGIONS, Buffer, Ram, ram
 
@@ -41,7 +41,7 @@ def test_output_arrives_in_order_and_its_buffers_come_back() -> None:
     with ram(*REGIONS) as memory:
         bench = ConsoleBench(memory)
         bench.negotiate()
-        assert bench.get(mmio.DEVICE_ID) == 3
+        assert bench.get(registers.DEVICE_ID) == 3
         for word in (b"one ", b"two ", b"three"):
             bench.say(word)
         assert bench.said == b"one two three"
@@ -119,11 +119,11 @@ def test_the_size_is_told_and_its_change_is_a_notification() -> None:
         bench = ConsoleBench(memory)
         bench.negotiate()
         assert struct.pack("<III", *(bench.get(CONFIG + 4 * i) for i in range(3))) == struct.pack("<HHII", 80, 25, 1, 0)
-        generation = bench.get(mmio.CONFIG_GENERATION)
+        generation = bench.get(registers.CONFIG_GENERATION)
         bench.signal.pulses()
         bench.console.resize(132, 50)
         assert bench.get(CONFIG) == 50 << 16 | 132
-        assert bench.get(mmio.CONFIG_GENERATION) == generation + 1 and bench.signal.pulses() == 1
+        assert bench.get(registers.CONFIG_GENERATION) == generation + 1 and bench.signal.pulses() == 1
         for wrong in ((-1, 2), (1, 0x10000)):
             with pytest.raises(ValueError, match="columns"):
                 bench.console.resize(*wrong)

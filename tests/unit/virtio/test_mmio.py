@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pyvmm.virtio import mmio
+from pyvmm.virtio import mmio_registers as registers
 from pyvmm.virtio.device import F_VERSION_1
 from pyvmm.virtio.mmio import ACKNOWLEDGE, DEVICE_NEEDS_RESET, DRIVER, DRIVER_OK, FAILED, FEATURES_OK
 from pyvmm.virtio.queue import F_EVENT_IDX, F_INDIRECT_DESC, NeedsReset, VirtQueue
@@ -15,12 +15,12 @@ from tests.unit.virtio.fake_driver import DATA_REGION, REGIONS, Buffer, FakeDriv
 def test_a_driver_that_goes_by_the_book_gets_its_answer() -> None:
     with ram(*REGIONS) as memory:
         bench = Bench(memory)
-        assert bench.get(mmio.MAGIC_VALUE).to_bytes(4, "little") == b"virt"
-        assert (bench.get(mmio.VERSION_REGISTER), bench.get(mmio.DEVICE_ID)) == (2, 42)
+        assert bench.get(registers.MAGIC_VALUE).to_bytes(4, "little") == b"virt"
+        assert (bench.get(registers.VERSION_REGISTER), bench.get(registers.DEVICE_ID)) == (2, 42)
         offered = []
         for select in (0, 1, 2, 0xFFFFFFFF):
-            bench.put(mmio.DEVICE_FEATURES_SEL, select)
-            offered.append(bench.get(mmio.DEVICE_FEATURES))
+            bench.put(registers.DEVICE_FEATURES_SEL, select)
+            offered.append(bench.get(registers.DEVICE_FEATURES))
         assert offered == [F_INDIRECT_DESC | F_EVENT_IDX | 3, F_VERSION_1 >> 32, 0, 0]
         driver = bench.bring_up(memory)
         assert bench.device.events == ["activated"]
@@ -28,14 +28,14 @@ def test_a_driver_that_goes_by_the_book_gets_its_answer() -> None:
         memory.memory.write(data, b"hello")
         driver.want_interrupts(True)
         head = driver.offer([Buffer(data, 5, False), Buffer(data + 100, 9, True)])
-        bench.put(mmio.QUEUE_NOTIFY, 0)
+        bench.put(registers.QUEUE_NOTIFY, 0)
         assert bench.rung == [0] and not bench.signal.pulses()  # served by whom the doorbell wakes, not by the vCPU
         bench.serve()
         assert driver.collect() == [(head, 5)]
         assert memory.memory.read(data + 100, 5) == b"hello"
-        assert bench.get(mmio.INTERRUPT_STATUS) == 1 and bench.signal.pulses() == 1
-        bench.put(mmio.INTERRUPT_ACK, 1)
-        assert bench.get(mmio.INTERRUPT_STATUS) == 0 and not bench.signal.pulses()
+        assert bench.get(registers.INTERRUPT_STATUS) == 1 and bench.signal.pulses() == 1
+        bench.put(registers.INTERRUPT_ACK, 1)
+        assert bench.get(registers.INTERRUPT_STATUS) == 0 and not bench.signal.pulses()
 
 
 def test_more_than_a_device_does_at_once_rings_again() -> None:
@@ -85,14 +85,14 @@ def test_status_bits_come_in_order_and_are_not_taken_back() -> None:
         assert bench.status(FEATURES_OK) == 3
         bench.features(F_VERSION_1)
         assert bench.status(FEATURES_OK | DRIVER_OK) == 15
-        bench.put(mmio.STATUS, 3)
-        assert bench.get(mmio.STATUS) == 15
-        bench.put(mmio.STATUS, 15 | DEVICE_NEEDS_RESET)
-        assert bench.get(mmio.STATUS) == 15
+        bench.put(registers.STATUS, 3)
+        assert bench.get(registers.STATUS) == 15
+        bench.put(registers.STATUS, 15 | DEVICE_NEEDS_RESET)
+        assert bench.get(registers.STATUS) == 15
         assert bench.status(FAILED) == 15 | FAILED
         assert bench.device.events == ["activated", "deactivated"]
-        bench.put(mmio.STATUS, 0)
-        assert bench.get(mmio.STATUS) == 0 and bench.device.negotiated == 0
+        bench.put(registers.STATUS, 0)
+        assert bench.get(registers.STATUS) == 0 and bench.device.negotiated == 0
 
 
 def test_queues_are_set_up_after_features_ok_and_before_they_are_ready() -> None:
@@ -101,21 +101,21 @@ def test_queues_are_set_up_after_features_ok_and_before_they_are_ready() -> None
         driver = driver_on(memory.memory, 8)
         bench.status(ACKNOWLEDGE, DRIVER)
         bench.queue(0, driver)
-        assert bench.device.queues[0].size == 0 and not bench.get(mmio.QUEUE_READY)
+        assert bench.device.queues[0].size == 0 and not bench.get(registers.QUEUE_READY)
         bench.features(F_VERSION_1)
         bench.status(FEATURES_OK)
         bench.queue(0, driver)
-        assert bench.get(mmio.QUEUE_READY) == 1
-        bench.put(mmio.QUEUE_NUM, 4)
-        bench.put(mmio.QUEUE_DESC_LOW, 0)
+        assert bench.get(registers.QUEUE_READY) == 1
+        bench.put(registers.QUEUE_NUM, 4)
+        bench.put(registers.QUEUE_DESC_LOW, 0)
         assert (bench.device.queues[0].size, bench.device.queues[0].descriptors) == (8, driver.descriptors)
         for select, largest in ((0, 8), (1, 2), (2, 0), (0xFFFFFFFF, 0)):
-            bench.put(mmio.QUEUE_SEL, select)
-            assert bench.get(mmio.QUEUE_NUM_MAX) == largest
-        assert bench.get(mmio.QUEUE_READY) == 0
-        bench.put(mmio.QUEUE_SEL, 0)
-        bench.put(mmio.QUEUE_READY, 0)
-        assert bench.get(mmio.QUEUE_READY) == 0
+            bench.put(registers.QUEUE_SEL, select)
+            assert bench.get(registers.QUEUE_NUM_MAX) == largest
+        assert bench.get(registers.QUEUE_READY) == 0
+        bench.put(registers.QUEUE_SEL, 0)
+        bench.put(registers.QUEUE_READY, 0)
+        assert bench.get(registers.QUEUE_READY) == 0
 
 
 def test_nothing_is_used_before_driver_ok() -> None:
@@ -127,7 +127,7 @@ def test_nothing_is_used_before_driver_ok() -> None:
         driver = driver_on(memory.memory, 8)
         bench.queue(0, driver)
         driver.offer([Buffer(DATA_REGION[0], 1, True)])
-        bench.put(mmio.QUEUE_NOTIFY, 0)
+        bench.put(registers.QUEUE_NOTIFY, 0)
         bench.serve()
         bench.transport.configuration_changed()
         assert driver.collect() == [] and not bench.signal.pulses()
@@ -138,16 +138,16 @@ def test_a_broken_ring_needs_a_reset_and_gets_over_it() -> None:
         bench = Bench(memory)
         driver = bench.bring_up(memory)
         driver.make_available(8)
-        bench.put(mmio.QUEUE_NOTIFY, 0)
+        bench.put(registers.QUEUE_NOTIFY, 0)
         bench.serve()
-        assert bench.get(mmio.STATUS) == 15 | DEVICE_NEEDS_RESET
-        assert bench.get(mmio.INTERRUPT_STATUS) == 2  # 2.1.2: a configuration change notification
+        assert bench.get(registers.STATUS) == 15 | DEVICE_NEEDS_RESET
+        assert bench.get(registers.INTERRUPT_STATUS) == 2  # 2.1.2: a configuration change notification
         assert bench.device.events == ["activated", "deactivated"]
-        bench.put(mmio.QUEUE_NOTIFY, 0)
+        bench.put(registers.QUEUE_NOTIFY, 0)
         bench.serve()
         assert bench.signal.pulses() == 1
-        bench.put(mmio.STATUS, 0)
-        assert (bench.get(mmio.STATUS), bench.get(mmio.INTERRUPT_STATUS), bench.signal.pulses()) == (0, 0, 0)
+        bench.put(registers.STATUS, 0)
+        assert (bench.get(registers.STATUS), bench.get(registers.INTERRUPT_STATUS), bench.signal.pulses()) == (0, 0, 0)
         driver = bench.bring_up(memory)
         driver.offer([Buffer(DATA_REGION[0], 1, True)])
         bench.transport.serve(0)
@@ -161,7 +161,7 @@ def test_a_queue_that_cannot_be_needs_a_reset_before_driver_ok_without_interrupt
         bench.features(F_VERSION_1)
         bench.status(FEATURES_OK)
         bench.queue(0, FakeDriver(memory.memory, 8, 0x10008, 0x12000, 0x13000))
-        assert bench.get(mmio.STATUS) == 11 | DEVICE_NEEDS_RESET and not bench.signal.pulses()
+        assert bench.get(registers.STATUS) == 11 | DEVICE_NEEDS_RESET and not bench.signal.pulses()
         assert bench.status(DRIVER_OK) == 15 | DEVICE_NEEDS_RESET and not bench.device.active
 
 
@@ -173,25 +173,25 @@ def test_an_edge_line_gets_an_edge_for_every_notification_and_for_what_an_ack_le
         bench.transport.used_buffer_notification()
         bench.transport.configuration_changed()
         assert bench.signal.pulses() == 3
-        bench.put(mmio.INTERRUPT_ACK, 1)
-        assert bench.signal.pulses() == 1 and bench.get(mmio.INTERRUPT_STATUS) == 2
-        bench.put(mmio.INTERRUPT_ACK, 2)
+        bench.put(registers.INTERRUPT_ACK, 1)
+        assert bench.signal.pulses() == 1 and bench.get(registers.INTERRUPT_STATUS) == 2
+        bench.put(registers.INTERRUPT_ACK, 2)
         assert bench.signal.pulses() == 0
 
 
 def test_configuration_space_is_bytes_with_a_generation() -> None:
     with ram(*REGIONS) as memory:
         bench = Bench(memory)
-        assert bench.bus.read(mmio.CONFIG + 1, 1) == ord("o")
-        assert bench.bus.read(mmio.CONFIG, 8).to_bytes(8, "little") == b"configur"
-        assert bench.bus.read(mmio.CONFIG + 8, 4) == int.from_bytes(b"ed", "little")
-        bench.bus.write(mmio.CONFIG, 2, int.from_bytes(b"CO", "little"))
-        bench.bus.write(mmio.CONFIG + 8, 4, 0)  # not all of it is there
+        assert bench.bus.read(registers.CONFIG + 1, 1) == ord("o")
+        assert bench.bus.read(registers.CONFIG, 8).to_bytes(8, "little") == b"configur"
+        assert bench.bus.read(registers.CONFIG + 8, 4) == int.from_bytes(b"ed", "little")
+        bench.bus.write(registers.CONFIG, 2, int.from_bytes(b"CO", "little"))
+        bench.bus.write(registers.CONFIG + 8, 4, 0)  # not all of it is there
         assert bench.device.state.space == b"COnfigured"
-        before = bench.get(mmio.CONFIG_GENERATION)
+        before = bench.get(registers.CONFIG_GENERATION)
         bench.transport.configuration_changed()
-        assert bench.get(mmio.CONFIG_GENERATION) == before + 1
-        assert bench.get(mmio.SHM_LEN_LOW) == 0xFFFFFFFF
+        assert bench.get(registers.CONFIG_GENERATION) == before + 1
+        assert bench.get(registers.SHM_LEN_LOW) == 0xFFFFFFFF
 
 
 def test_a_device_whose_host_side_fails_needs_a_reset() -> None:
@@ -204,4 +204,4 @@ def test_a_device_whose_host_side_fails_needs_a_reset() -> None:
 
         bench.device.serve_queue = broken  # type: ignore[method-assign]
         bench.transport.serve(0)
-        assert bench.get(mmio.STATUS) & DEVICE_NEEDS_RESET
+        assert bench.get(registers.STATUS) & DEVICE_NEEDS_RESET

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyvmm.virtio import mmio
+from pyvmm.virtio import mmio_registers as registers
 from pyvmm.virtio import net_features as features
 from pyvmm.virtio.device import F_VERSION_1
 from pyvmm.virtio.queue import F_EVENT_IDX
@@ -304,8 +304,8 @@ def test_queues_that_are_not_set_up_are_left_alone() -> None:
     with card() as c:
         c.bring_up()
         for index in (0, 1):
-            c.put(mmio.QUEUE_SEL, index)
-            c.put(mmio.QUEUE_READY, 0)
+            c.put(registers.QUEUE_SEL, index)
+            c.put(registers.QUEUE_READY, 0)
         c.backend.send(frame(1))
         c.ring(0)
         c.ring(1)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from pyvmm.errors import SectionError
 from pyvmm.virtio import mmio
+from pyvmm.virtio import mmio_registers as registers
 from pyvmm.virtio import net_features as features
 from pyvmm.virtio.mmio import ACKNOWLEDGE, DRIVER, FEATURES_OK
 from tests.unit.virtio.net_card import ANY, CONTROLLED, EVERYTHING, MAC, card, frame, until
@@ -27,13 +28,13 @@ from tests.unit.virtio.net_card import ANY, CONTROLLED, EVERYTHING, MAC, card, f
 )  # fmt: skip
 def test_features_that_need_each_other(wanted: int, accepted: bool) -> None:
     with card(packets=True) as c:
-        c.put(mmio.STATUS, ACKNOWLEDGE)
-        c.put(mmio.STATUS, ACKNOWLEDGE | DRIVER)
-        c.put(mmio.DRIVER_FEATURES, wanted)
-        c.put(mmio.DRIVER_FEATURES_SEL, 1)
-        c.put(mmio.DRIVER_FEATURES, 1)
-        c.put(mmio.STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK)
-        assert bool(c.get(mmio.STATUS) & FEATURES_OK) == accepted
+        c.put(registers.STATUS, ACKNOWLEDGE)
+        c.put(registers.STATUS, ACKNOWLEDGE | DRIVER)
+        c.put(registers.DRIVER_FEATURES, wanted)
+        c.put(registers.DRIVER_FEATURES_SEL, 1)
+        c.put(registers.DRIVER_FEATURES, 1)
+        c.put(registers.STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK)
+        assert bool(c.get(registers.STATUS) & FEATURES_OK) == accepted
 
 
 def test_a_stream_offers_no_offloads() -> None:
@@ -54,7 +55,7 @@ def test_the_backend_hears_what_the_driver_copes_with() -> None:
 def test_configuration_space() -> None:
     with card() as c:
         assert c.device.configuration() == MAC + struct.pack("<HHH", 1, 1, 0)
-        c.put(mmio.CONFIG, 0)  # 5.1.4.2: the driver must not, and it has no effect
+        c.put(registers.CONFIG, 0)  # 5.1.4.2: the driver must not, and it has no effect
         assert c.device.configuration()[:6] == MAC
 
 
@@ -142,7 +143,7 @@ def test_a_link_that_differs_where_the_state_arrives_is_told() -> None:
         other.transport.load(one.transport.save())
         other.transport.kick()
         until(lambda: other.device.configuration()[6] == 0, "the link's state")
-        assert other.get(mmio.INTERRUPT_STATUS) & mmio.CONFIGURATION_CHANGE
+        assert other.get(registers.INTERRUPT_STATUS) & mmio.CONFIGURATION_CHANGE
 
 
 @pytest.mark.parametrize(

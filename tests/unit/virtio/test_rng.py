@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from pyvmm.virtio import mmio
+from pyvmm.virtio import mmio_registers as registers
 from pyvmm.virtio.mmio import DEVICE_NEEDS_RESET, VirtioMmio
 from pyvmm.virtio.rng import FILL_MAX, VirtioRng
 from tests.unit.virtio.fake_device import Bench
@@ -38,10 +39,10 @@ def test_buffers_are_filled_from_the_source() -> None:
     with ram(*REGIONS) as memory:
         bench = RngBench(memory)
         driver = bench.bring_up(memory)
-        assert bench.get(mmio.DEVICE_ID) == 4
+        assert bench.get(registers.DEVICE_ID) == 4
         chains = [[Buffer(DATA, 3, True), Buffer(DATA + 8, 2, True)], [Buffer(DATA + 16, 4, True)]]
         heads = [driver.offer(chain) for chain in chains]
-        bench.put(mmio.QUEUE_NOTIFY, 0)
+        bench.put(registers.QUEUE_NOTIFY, 0)
         bench.serve()
         assert driver.collect() == [(heads[0], 5), (heads[1], 4)]
         assert memory.memory.read(DATA, 21) == b"\1\1\1\0\0\0\0\0\1\1\0\0\0\0\0\0\2\2\2\2\0"
@@ -65,7 +66,7 @@ def test_a_buffer_entropy_cannot_go_into_needs_a_reset(buffers: list[Buffer]) ->
         driver = bench.bring_up(memory)
         driver.offer(buffers)
         bench.transport.serve(0)
-        assert bench.get(mmio.STATUS) & DEVICE_NEEDS_RESET and bench.asked == []
+        assert bench.get(registers.STATUS) & DEVICE_NEEDS_RESET and bench.asked == []
 
 
 def test_a_source_that_fails_needs_a_reset_and_one_that_lies_is_a_defect() -> None:
@@ -77,7 +78,7 @@ def test_a_source_that_fails_needs_a_reset_and_one_that_lies_is_a_defect() -> No
         driver = bench.bring_up(memory)
         driver.offer([Buffer(DATA, 4, True)])
         bench.transport.serve(0)
-        assert bench.get(mmio.STATUS) & DEVICE_NEEDS_RESET
+        assert bench.get(registers.STATUS) & DEVICE_NEEDS_RESET
         for wrong in (b"", b"12345"):
             bench = RngBench(memory, lambda size, wrong=wrong: wrong)
             driver = bench.bring_up(memory)

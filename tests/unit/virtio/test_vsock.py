@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.virtio import mmio, vsock_listener
+from pyvmm.virtio import mmio_registers as registers
 from pyvmm.virtio import vsock as vsock_module
-from pyvmm.virtio.mmio import CONFIG
+from pyvmm.virtio import vsock_listener
+from pyvmm.virtio.mmio_registers import CONFIG
 from pyvmm.virtio.vsock import FIRST_HOST_PORT
 from pyvmm.virtio.vsock_packet import (
     BUFFER,
@@ -31,7 +32,7 @@ from tests.unit.virtio.vsock_bench import CID, OUTGOING, vsock
 
 def test_the_guest_reads_its_cid(tmp_path: Path) -> None:
     with vsock(tmp_path) as bench:
-        assert bench.get(mmio.DEVICE_ID) == 19
+        assert bench.get(registers.DEVICE_ID) == 19
         assert (bench.get(CONFIG), bench.get(CONFIG + 4)) == (CID, 0)
 
 
@@ -263,7 +264,7 @@ def test_a_program_that_never_reads_is_given_up(tmp_path: Path, monkeypatch: pyt
 
 def test_a_reset_by_the_driver_ends_all_connections(tmp_path: Path) -> None:
     with vsock(tmp_path) as bench, bench.listening(5000) as listener, bench.from_guest(listener) as stream:
-        bench.put(mmio.STATUS, 0)
+        bench.put(registers.STATUS, 0)
         bench.until(lambda: _has_ended(stream))
         assert bench.vsock._connections == {} and bench.vsock._leaving == set()
         bench.begin()

@@ -1,0 +1,113 @@
+"""A machine as either side of a live migration sees it (outgoing.Source, incoming.Target)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from pyvmm.devices.state import decode_fields
+from pyvmm.errors import HostError, SectionError
+from pyvmm.machine.machine import Machine
+from pyvmm.machine.run_state import RunState
+from pyvmm.migration.machine_state import (
+    DESCRIPTION,
+    Description,
+    check_description,
+    describe,
+    prepare_machine,
+    save_machine,
+)
+from pyvmm.migration.sections import decode_sections, encode_sections
+from pyvmm.trace import trace_group
+
+T = trace_group("migration")
+
+
+class LiveMachine:
+    """Everything here runs on the machine's loop, but for the attributes."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.memory = machine.memory
+        self.dirty = machine.dirty
+        self._machine = machine
+        self._released = False
+
+    def describe(self) -> dict[str, Any]:
+        """What the other side must have, too; decoded by :meth:`differences`."""
+        return msgspec.structs.asdict(describe(self._machine))
+
+    # -- as a source ----------------------------------------------------------------------------
+
+    def is_running(self) -> bool:
+        """Whether the guest runs. StateError if it has ended: there is nothing to move."""
+        return self._machine.run_state is RunState.RUNNING
+
+    def pause(self) -> None:
+        """Park vCPUs, finish what devices have under way."""
+        self._machine.pause()
+
+    def resume(self) -> None:
+        """Go on here."""
+        self._machine.resume()
+
+    def save(self) -> bytes:
+        """All state but RAM."""
+        return encode_sections(save_machine(self._machine))
+
+    def release(self) -> None:
+        """Disks to the other side, everything written to them durable."""
+        self._released = True
+        try:
+            for device in self._machine.devices:
+                device.release()
+        except OSError as error:
+            raise HostError(f"a disk cannot be flushed: {error}") from None
+
+    def reclaim(self) -> None:
+        """Disks back. HostError if the other side has them: then the guest is not ours."""
+        if self._released:
+            self._released = False
+            for device in self._machine.devices:
+                device.claim()
+
+    def handed_over(self) -> None:
+        """This machine is a shell now."""
+        self._machine.pause(RunState.POSTMIGRATE)
+
+    def hold_vcpus(self, held: bool) -> None:
+        """Slow the guest down."""
+        self._machine.hold_vcpus(held)
+
+    # -- as a target ----------------------------------------------------------------------------
+
+    def differences(self, description: dict[str, Any]) -> str | None:
+        """What of the source's machine does not fit this one, in one line."""
+        try:
+            check_description(decode_fields(DESCRIPTION, Description, description), describe(self._machine))
+        except SectionError as error:
+            return str(error)
+        return None
+
+    def prepare(self, state: memoryview) -> Callable[[], None]:
+        """Check all sections; what applies them."""
+        apply = prepare_machine(self._machine, decode_sections(state))
+
+        def carry_out() -> None:
+            for mismatch in apply():
+                T.migration_incoming.on and T.migration_incoming(f"the host did not take {mismatch}")
+
+        return carry_out
+
+    def take_over(self, running: bool) -> None:
+        """The guest is ours."""
+        for device in self._machine.devices:
+            device.claim()
+        if running:
+            self._machine.resume()
+        else:
+            self._machine.pause()
+        for device in self._machine.devices:
+            device.moved()
+
