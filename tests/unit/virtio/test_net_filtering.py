@@ -9,7 +9,7 @@ import time
 import pytest
 
 from pyvmm.net.filter import Direction, Filter, Frame
-from pyvmm.virtio import mmio
+from pyvmm.virtio import mmio_registers as registers
 from tests.unit.virtio.net_card import Card, card, frame, until
 
 BOTH = pytest.mark.parametrize("packets", [False, True], ids=["stream", "tap"])
@@ -200,7 +200,7 @@ def test_a_filter_that_fails_takes_the_card_down_not_the_machine(monkeypatch: py
         c.transmit(frame(1))
         until(lambda: bool(seen), "the exception")
         assert c.needs_reset and seen[0].exc_type is ZeroDivisionError
-        c.put(mmio.STATUS, 0)
+        c.put(registers.STATUS, 0)
 
 
 # -- the link, pauses ---------------------------------------------------------------------------
@@ -304,7 +304,7 @@ def test_what_came_before_the_driver_is_stale(packets: bool) -> None:
         c.bring_up()
         assert c.device.statistics()["rx_inactive"] == 1
         assert both_ways(c, 2) == (frame(2), frame(2))
-        c.put(mmio.STATUS, 0)
+        c.put(registers.STATUS, 0)
         c.backend.send(frame(3))
         c.bring_up()
         assert both_ways(c, 4) == (frame(4), frame(4))
