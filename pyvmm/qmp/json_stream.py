@@ -7,6 +7,7 @@ word that is none. Only a value longer than the bound leaves no place to go on f
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any
 
@@ -92,7 +93,12 @@ class JsonStream:
 
 def _parse(text: bytes) -> Any:
     try:
-        return json.loads(text.decode("utf-8"), object_pairs_hook=_without_duplicates, parse_constant=_no_constant)
+        return json.loads(
+            text.decode("utf-8"),
+            object_pairs_hook=_without_duplicates,
+            parse_constant=_no_constant,
+            parse_float=_finite,
+        )
     except UnicodeDecodeError:
         raise QmpError("JSON parse error, invalid UTF-8 sequence in string") from None
     except ValueError as error:  # JSONDecodeError; a number of more digits than Python reads
@@ -106,6 +112,14 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
         raise ValueError("duplicate key")
+    return value
+
+
+def _finite(digits: str) -> float:
+    """What comes back in an ``id`` must be JSON, which knows no infinity."""
+    value = float(digits)
+    if math.isinf(value):
+        raise ValueError(f"number out of range '{digits[:20]}'")
     return value
 
 

@@ -101,7 +101,10 @@ class Server:
     def _accept(self, endpoint: Endpoint) -> None:
         try:
             client, _ = endpoint.listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
         except OSError:
+            time.sleep(0.05)  # no descriptors: the client waits in the backlog, and asking again at once would spin
             return
         client.setblocking(False)
         session = Session(next(self._numbers), self._start)

@@ -82,6 +82,7 @@ def test_a_mutated_message_does_not_take_the_next_one_with_it(document: Any, dat
         (b'{"a":NaN}', "JSON parse error, invalid keyword 'NaN'"),
         (b'{"a":"\xff"}', "JSON parse error, invalid UTF-8 sequence in string"),
         (b'{"a":' + b"9" * 5000 + b"}", "JSON parse error"),
+        (b'{"a":1e999}', "JSON parse error, number out of range '1e999'"),
         (b"]", "JSON parse error"),
         (b'{"a" 1}', "JSON parse error, Expecting ':'"),
         (b"\x00\n", "JSON parse error"),
