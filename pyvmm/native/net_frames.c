@@ -167,8 +167,14 @@ static int take_buffers(struct pv_net *n, uint64_t size)
 			return OVERSIZED;
 		struct pv_chain *chain = &n->chains[n->taken];
 		int result = pv_queue_pop(n->rx, chain);
-		if (result != PV_QUEUE_TAKEN)
-			return result == PV_QUEUE_EMPTY ? PV_NET_WAIT : result;
+		if (result < 0)
+			return result;
+		if (result == PV_QUEUE_EMPTY) {
+			/* Here, where all there are have been taken: a bell for one more than these, not for the first. */
+			if (pv_queue_enable_kicks(n->rx))
+				continue;
+			return PV_NET_WAIT;
+		}
 		n->taken++;
 		n->room += chain->writable_bytes;
 		/* 5.1.6.3.1: each is at least as large as the header. */

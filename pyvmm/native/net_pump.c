@@ -187,11 +187,8 @@ static int serve_rx(struct pv_net *n)
 	unsigned limit = n->kind == PV_NET_TAP ? 1u << n->streak : PV_NET_BATCH;
 	int flow = PV_NET_DONE;
 	pv_queue_disable_kicks(n->rx);
-	for (unsigned i = 0; i < limit && flow == PV_NET_DONE; i++) {
-		flow = pv_net_receive_frame(n);
-		if (flow == PV_NET_WAIT && pv_queue_enable_kicks(n->rx))
-			flow = PV_NET_DONE;
-	}
+	for (unsigned i = 0; i < limit && flow == PV_NET_DONE; i++)
+		flow = pv_net_receive_frame(n); /* which asks for a doorbell where it has to wait */
 	if (pv_queue_wants_interrupt(n->rx))
 		pv_interrupt_raise(n->interrupt, PV_INTERRUPT_USED_BUFFER);
 	if (flow < 0)
@@ -388,9 +385,7 @@ int pv_net_push_guest(struct pv_net *n, const uint8_t *unit, uint32_t size)
 	int result = PV_NET_WAIT;
 	pthread_mutex_lock(&n->lock);
 	if (n->allowed) {
-		do
-			result = pv_net_receive_unit(n, unit, size);
-		while (result == PV_NET_WAIT && pv_queue_enable_kicks(n->rx));
+		result = pv_net_receive_unit(n, unit, size);
 		n->rx_due = result != PV_NET_WAIT;
 		if (pv_queue_wants_interrupt(n->rx))
 			pv_interrupt_raise(n->interrupt, PV_INTERRUPT_USED_BUFFER);

@@ -105,6 +105,9 @@ def test_a_frame_that_needs_more_buffers_than_there_are_waits_for_them(packets: 
         c.backend.send(frame(7, 3000))
         c.backend.send(frame(8))
         time.sleep(0.05)
+        used = time.process_time()
+        time.sleep(0.1)
+        assert time.process_time() - used < 0.08, "waiting is not spinning"
         assert c.received(wait=False) is None
         c.memory.changes(before)  # what was tried out is marked, too
         c.post(2, 1000)
