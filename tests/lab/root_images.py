@@ -27,7 +27,7 @@ from pyvmm.machine.tiny_linux import cache_folder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-PACKAGES = ["gcc", "binutils", "busybox-static", "dash", "bash", "coreutils", "util-linux", "procps", "libc6", "git"]
+PACKAGES = ["gcc", "libc6-dev", "binutils", "busybox-static", "dash", "bash", "coreutils", "util-linux", "procps", "libc6", "git"]
 """Whose files the lab has, with all they depend on."""
 
 CONFIGURATION = ["/etc/passwd", "/etc/group", "/etc/nsswitch.conf", "/etc/ld.so.cache", "/etc/ld.so.conf"]
