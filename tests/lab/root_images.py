@@ -27,7 +27,9 @@ from pyvmm.machine.tiny_linux import cache_folder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-PACKAGES = ["gcc", "libc6-dev", "binutils", "busybox-static", "dash", "bash", "coreutils", "util-linux", "procps", "libc6", "git"]
+PACKAGES = [
+    "gcc", "binutils", "libc6-dev", "libc6", "busybox-static", "dash", "bash", "coreutils", "util-linux", "procps", "git",
+]  # fmt: skip
 """Whose files the lab has, with all they depend on."""
 
 CONFIGURATION = ["/etc/passwd", "/etc/group", "/etc/nsswitch.conf", "/etc/ld.so.cache", "/etc/ld.so.conf"]
