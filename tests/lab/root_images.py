@@ -28,7 +28,7 @@ from pyvmm.machine.tiny_linux import cache_folder
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 PACKAGES = [
-    "gcc", "binutils", "libc6-dev", "libc6", "busybox-static", "dash", "bash", "coreutils", "util-linux", "procps", "git",
+    "gcc", "binutils", "libc6-dev", "libc6", "busybox-static", "dash", "bash", "coreutils", "util-linux", "procps",
 ]  # fmt: skip
 """Whose files the lab has, with all they depend on."""
 
@@ -36,7 +36,7 @@ CONFIGURATION = ["/etc/passwd", "/etc/group", "/etc/nsswitch.conf", "/etc/ld.so.
 ROOT_LINKS = ["/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"]
 
 NOT_IN_SYSTEM = re.compile(
-    r"^/usr/share/(doc|man|locale|info|lintian|bash-completion|icons|perl|zoneinfo)/|^/usr/share/perl|^/usr/lib/git-core/"
+    r"^/usr/share/(doc|man|locale|info|lintian|bash-completion|icons|perl|zoneinfo)/|^/usr/share/perl"
     r"|^/usr/lib/x86_64-linux-gnu/perl|^/(usr/)?lib/systemd/"
     r"|/(lto1|lto-wrapper|\S*lto-dump-\d+)$|/lib[alt]san\.a$|/lib(asan|tsan|lsan|ubsan|python3\.\d+)\.a$"
     r"|/lib/python3\.\d+/(site-packages|dist-packages|test|idlelib|tkinter|lib2to3|ensurepip|turtledemo)/"
