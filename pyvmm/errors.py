@@ -87,6 +87,7 @@ class SectionError(StateError):
     def __init__(self, section: str, field: str, problem: str) -> None:
         self.section = section
         self.field = field
+        self.problem = problem
         super().__init__(f"section {section!r}: {field}: {problem}")
 
 

@@ -22,11 +22,11 @@ VSOCK_PATH_MAX = 107 - len("_4294967295")
 """What unix(7) leaves for a path when a port is put behind it."""
 
 
-class RngConfig(msgspec.Struct, frozen=True, kw_only=True):
+class RngConfig(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """A virtio entropy device."""
 
 
-class NetConfig(msgspec.Struct, frozen=True, kw_only=True):
+class NetConfig(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """A virtio network device on a tap, or on a stream socket that carries a length and a frame.
 
     A named network (``pyvmm net up``) is a tap too, once the builder has taken the machine's place in it.
@@ -53,7 +53,7 @@ class NetConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(f"--net mtu={self.mtu}: must be {MTU_MIN} to {MTU_MAX}")
 
 
-class DiskConfig(msgspec.Struct, frozen=True, kw_only=True):
+class DiskConfig(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """A virtio block device on a raw file or block device, perhaps with an overlay that takes what is written."""
 
     path: str
@@ -71,19 +71,19 @@ class DiskConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError("--disk: readonly and overlay exclude each other; an overlay never writes to its base")
 
 
-class ConsoleConfig(msgspec.Struct, frozen=True, kw_only=True):
+class ConsoleConfig(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """A virtio console (hvc0) whose other end is a unix socket that pyvmm listens on."""
 
     path: str
 
 
-class BalloonConfig(msgspec.Struct, frozen=True, kw_only=True):
+class BalloonConfig(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """A virtio memory balloon; ``target`` is what it takes from the guest at first, in bytes."""
 
     target: int = 0
 
 
-class VsockConfig(msgspec.Struct, frozen=True, kw_only=True):
+class VsockConfig(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """A virtio socket device. ``path``: the unix socket where host programs ask for a connection to a guest's port;
     the guest's own connections to port N go to the unix socket ``path_N``.
     """

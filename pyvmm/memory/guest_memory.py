@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 
 from pyvmm.errors import ConfigError, GuestMemoryError, HostError
 from pyvmm.memory.dirty import DirtyBitmap
-from pyvmm.native import address_of, fallocate_punch_hole
+from pyvmm.native import address_of, fallocate_punch_hole, ffi, lib
 
 PAGE_SIZE = 4096
 MAP_NORESERVE = 0x4000  # x86-64's value; Python names it only from 3.13 on
@@ -34,6 +34,8 @@ class Region:
         self.size = size
         self.name = name
         self.private = private
+        self._made_private = private
+        self._file_mapped = False
         self.fd = os.memfd_create(f"pyvmm-{name}", os.MFD_CLOEXEC)
         try:
             os.ftruncate(self.fd, size)
@@ -53,6 +55,9 @@ class Region:
     def discard(self) -> None:
         """Give all pages back to the host; they read as zeros. KVM follows through its MMU notifier."""
         fallocate_punch_hole(self.fd, self.size)
+        if self._file_mapped:
+            self._remap(self.fd, 0, private=self._made_private)
+            self._file_mapped = False
         self.dirty.mark(0, self.size // PAGE_SIZE)
 
     def present(self) -> list[tuple[int, int]]:
@@ -75,6 +80,40 @@ class Region:
             start, end = first // PAGE_SIZE, -(-at // PAGE_SIZE)
             runs.append((start, end - start))
         return runs
+
+    def map_file(self, fd: int, offset: int) -> None:
+        """Have the region hold what the file ``fd`` holds from ``offset`` (whole pages) on, fetched page by page when
+        it is used. The file is not written to, must not be shortened, and may be closed. No vCPU runs.
+        """
+        fallocate_punch_hole(self.fd, self.size)
+        self._file_mapped = True
+        self._remap(fd, offset, private=True)
+        self.dirty.mark(0, self.size // PAGE_SIZE)
+
+    def _remap(self, fd: int, offset: int, *, private: bool) -> None:
+        result = lib.pv_remap(self.hva, self.size, fd, offset, private)
+        if result < 0:
+            raise HostError(f"cannot map {self.size >> 20} MiB of guest memory: {os.strerror(-result)}")
+        self.private = private
+
+    def write_to_file(self, fd: int, offset: int) -> tuple[int, int]:
+        """Write the pages that are not zero to ``fd``, page 0 at ``offset``; (CRC of them, their number).
+
+        OSError. See native/ram_file.h for the CRC. No vCPU and no device runs.
+        """
+        crc, written = ffi.new("uint32_t *"), ffi.new("uint64_t *")
+        for first, count in self.present():
+            result = lib.pv_ram_write(fd, offset, ffi.cast("uint8_t *", self.hva), first, count, crc, written)
+            if result < 0:
+                raise OSError(-result, os.strerror(-result))
+        return int(crc[0]), int(written[0])
+
+    def sum_pages(self) -> tuple[int, int]:
+        """(CRC, number) of the pages that are not zero, as :meth:`write_to_file` gives them."""
+        crc, present = ffi.new("uint32_t *"), ffi.new("uint64_t *")
+        for first, count in self.present():
+            lib.pv_ram_sum(ffi.cast("uint8_t *", self.hva), first, count, crc, present)
+        return int(crc[0]), int(present[0])
 
     def drop_private_pages(self, offset: int, size: int) -> None:
         """Private regions: forget the guest's own copies of whole pages, the memfd's content shows again."""

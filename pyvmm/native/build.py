@@ -14,17 +14,17 @@ from cffi import FFI
 HERE = Path(__file__).resolve().parent
 SOURCES = [
     "kvm_ioctl.c", "vcpu_run.c", "coalesced_ring.c", "guest_memory.c", "dirty_bitmap.c", "user_entry.c",
-    "exception_frame.c", "virtqueue.c", "virtio_interrupt.c", "dirty_log.c", "ram_stream.c",
+    "exception_frame.c", "virtqueue.c", "virtio_interrupt.c", "dirty_log.c", "ram_stream.c", "ram_file.c",
     "net_backend.c", "net_frames.c", "net_pump.c",
     "block_image.c", "block_overlay.c", "block_request.c", "block_device.c",
 ]  # fmt: skip
 CDEFS = [
     "kvm_api.cdef.h", "core.cdef.h", "virtqueue.cdef.h", "virtio_interrupt.cdef.h", "dirty_log.cdef.h",
-    "ram_stream.cdef.h", "net_pump.cdef.h", "block.cdef.h",
+    "ram_stream.cdef.h", "ram_file.cdef.h", "net_pump.cdef.h", "block.cdef.h",
 ]  # fmt: skip
 HEADERS = [
     "kvm_api.h", "core.h", "user_entry.h", "virtqueue.h", "virtio_interrupt.h", "dirty_log.h", "ram_stream.h",
-    "net_pump.h", "block_image.h", "block_overlay.h", "block_device.h",
+    "ram_file.h", "net_pump.h", "block_image.h", "block_overlay.h", "block_device.h",
 ]  # fmt: skip
 
 ffibuilder = FFI()

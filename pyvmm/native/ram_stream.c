@@ -9,7 +9,7 @@
 
 #define RECORD 8u
 
-static bool is_zero(const uint8_t *page)
+bool pv_page_is_zero(const uint8_t *page)
 {
 	const uint64_t *words = (const uint64_t *)page;
 
@@ -50,7 +50,7 @@ uint64_t pv_ram_pack(struct pv_ram_cursor *cursor, const uint8_t *hva, uint8_t *
 		bool goes_on = record && page == next_in_record;
 		uint8_t *body = out + used + (goes_on && !record_zero ? 0 : RECORD);
 		memcpy(body, hva + (uint64_t)page * PV_PAGE, PV_PAGE);
-		bool zero = is_zero(body);
+		bool zero = pv_page_is_zero(body);
 		if (!goes_on || zero != record_zero) {
 			/* Behind a run of data the copy lies where the head goes, but then it is a zero page's. */
 			record = out + used;

@@ -12,6 +12,8 @@
 
 #include "dirty_log.h"
 
+#include <stdbool.h>
+
 #define PV_RUN_ZERO 0x80000000u
 
 /* Where packing has got to in a list of runs. */
@@ -24,6 +26,7 @@ struct pv_ram_cursor {
 	uint64_t zero;    /* of these, zero ones */
 };
 
+bool pv_page_is_zero(const uint8_t *page);
 uint64_t pv_ram_pack(struct pv_ram_cursor *cursor, const uint8_t *hva, uint8_t *out, uint64_t room);
 int64_t pv_ram_unpack(const uint8_t *batch, uint64_t size, uint8_t *hva, uint64_t pages, uint64_t *received);
 uint32_t pv_crc32c(uint32_t crc, const uint8_t *data, uint64_t size);

@@ -1,0 +1,6 @@
+/* What Python sees of ram_file.h; the comments are there. */
+
+int pv_remap(uint64_t hva, uint64_t size, int fd, uint64_t offset, int is_private);
+int pv_ram_write(int fd, uint64_t offset, const uint8_t *hva, uint64_t first, uint64_t count, uint32_t *crc,
+		 uint64_t *written);
+void pv_ram_sum(const uint8_t *hva, uint64_t first, uint64_t count, uint32_t *crc, uint64_t *present);
