@@ -2,7 +2,9 @@
  *
  * Mounts what every program expects, then either
  *   - runs the command that the kernel command line carries as pyvmm.exec=BASE64 and ends the machine with its exit
- *     status, by writing that byte to pyvmm's debug-exit port, or
+ *     status, by writing that byte to pyvmm's debug-exit port;
+ *   - asks pyvmm's task port what to do, if the kernel command line says pyvmm.wait: a machine that waits there can be
+ *     saved once and started from there many times, each time with another command; or
  *   - keeps a shell on the serial line, and does what `poweroff`, `halt` and `reboot` ask for.
  *
  * It is a C program without a C library because it is the first thing that runs, and where the guest kernel is emulated
@@ -16,6 +18,7 @@
 #include <asm/unistd.h>
 #include <linux/fcntl.h>
 #include <linux/mount.h>
+#include <linux/random.h>
 #include <linux/reboot.h>
 
 #define DEBUG_EXIT_PORT 0xf4
@@ -23,6 +26,11 @@
 #define COMMAND_LINE_MAX 4096
 #define W_OK 2
 #define EXEC_ARGUMENT "pyvmm.exec="
+#define WAIT_ARGUMENT "pyvmm.wait"
+#define TASK_PORT 0x580
+#define TASK_PORTS 64
+#define SCRIPT_MAX 65536
+#define SCRIPT_FD 9
 
 /* ---- system calls: number in RAX, arguments in RDI RSI RDX R10 R8; RCX and R11 are lost ---- */
 
@@ -60,9 +68,9 @@ static void mount(const char *type, const char *where, const char *options)
 	call(__NR_mount, P(type), P(where), P(type), MS_NOSUID, P(options));
 }
 
-static void sleep_seconds(long seconds)
+static void sleep_nanoseconds(long nanoseconds)
 {
-	long time[2] = { seconds, 0 };
+	long time[2] = { nanoseconds / 1000000000, nanoseconds % 1000000000 };
 
 	call(__NR_nanosleep, P(time), 0, 0, 0, 0);
 }
@@ -98,10 +106,9 @@ static void decode_base64(char *text)
 	*out = 0;
 }
 
-/* The value of the command line's word EXEC_ARGUMENT, which is not terminated; 0 without one. */
-static char *find_exec(char *line)
+/* What follows `name` where a word of the command line starts with it, not terminated; 0 without one. */
+static char *find_word(char *line, const char *name)
 {
-	const char *name = EXEC_ARGUMENT;
 	unsigned long n = length(name), i;
 
 	for (; *line; line++) {
@@ -117,19 +124,68 @@ static char *find_exec(char *line)
 	return 0;
 }
 
-static char *read_exec(void)
+static char *read_command_line(void)
 {
 	static char line[COMMAND_LINE_MAX];
 	long file = call(__NR_open, P("/proc/cmdline"), O_RDONLY, 0, 0, 0);
 	long got = call(__NR_read, file, P(line), sizeof(line) - 1, 0, 0);
-	char *command;
 
 	call(__NR_close, file, 0, 0, 0, 0);
 	line[got > 0 ? got : 0] = 0;
-	command = find_exec(line);
-	if (command)
-		decode_base64(command);
-	return command;
+	return line;
+}
+
+/* ---- the task port: pyvmm/devices/task_port.py, pyvmm/cli/fast_linux.py ---- */
+
+struct task {
+	unsigned int size; /* of all that follows */
+	unsigned long time_ns;
+	unsigned char seed[32];
+	char script[SCRIPT_MAX + 1];
+} __attribute__((packed));
+
+static void read_ports(long port, void *to, unsigned long size)
+{
+	char *at = to;
+
+	while (size) {
+		unsigned long piece = size < TASK_PORTS ? size : TASK_PORTS;
+
+		if (call(__NR_pread64, port, P(at), piece, TASK_PORT, 0) != (long)piece)
+			return;
+		at += piece;
+		size -= piece;
+	}
+}
+
+/* Who starts from the same saved machine has the same clock and the same random numbers to come. */
+static void become_unique(struct task *task)
+{
+	long now[2] = { task->time_ns / 1000000000, task->time_ns % 1000000000 };
+	long random = call(__NR_open, P("/dev/urandom"), O_WRONLY, 0, 0, 0);
+
+	call(__NR_clock_settime, 0 /* CLOCK_REALTIME */, P(now), 0, 0, 0);
+	call(__NR_write, random, P(task->seed), sizeof(task->seed), 0, 0);
+	call(__NR_ioctl, random, RNDRESEEDCRNG, 0, 0, 0);
+	call(__NR_close, random, 0, 0, 0, 0);
+}
+
+/* Says that we are ready, which is where the machine may be saved, and gives the script that is to be run; 0: none. */
+static char *ask_for_task(void)
+{
+	static struct task task;
+	const unsigned long head = sizeof(task.time_ns) + sizeof(task.seed);
+	long port = call(__NR_open, P("/dev/port"), O_RDWR, 0, 0, 0);
+
+	call(__NR_pwrite64, port, P("R"), 1, TASK_PORT, 0);
+	read_ports(port, &task.size, sizeof(task.size));
+	/* Where nothing answers, all bits are set. */
+	if (task.size >= head && task.size <= head + SCRIPT_MAX) {
+		read_ports(port, (char *)&task + sizeof(task.size), task.size);
+		become_unique(&task);
+	}
+	call(__NR_close, port, 0, 0, 0, 0);
+	return task.script[0] ? task.script : 0;
 }
 
 /* ---- children ---- */
@@ -151,9 +207,9 @@ static void replace(int fd, const char *path)
 	call(__NR_close, file, 0, 0, 0, 0);
 }
 
-/* Starts a program in a session of its own, reading from `input` and writing to the serial line; gives its process
- * ID. A session leader gets the first terminal it opens as its own: job control and Ctrl-C work. */
-static long start(const char *const *arguments, const char *input)
+/* Starts a program in a session of its own, reading from `input` and writing to the serial line, `script` (if not
+ * negative) as its descriptor SCRIPT_FD; gives its process ID. A session leader gets the first terminal it opens as its own: job control and Ctrl-C work. */
+static long start(const char *const *arguments, const char *input, long script)
 {
 	long child = call(__NR_fork, 0, 0, 0, 0, 0);
 
@@ -164,6 +220,8 @@ static long start(const char *const *arguments, const char *input)
 	replace(0, input);
 	replace(1, CONSOLE);
 	call(__NR_dup2, 1, 2, 0, 0, 0);
+	if (script >= 0)
+		call(__NR_dup2, script, SCRIPT_FD, 0, 0, 0);
 	call(__NR_chdir, P("/root"), 0, 0, 0, 0);
 	call(__NR_execve, P(arguments[0]), P(arguments), P(environment), 0, 0);
 	say("pyvmm: init: cannot run ");
@@ -214,14 +272,12 @@ static void make_raw(int fd)
 	call(__NR_ioctl, fd, TCSETS, P(&settings), 0, 0);
 }
 
-static void run_command(const char *command)
+/* Ends the machine when `child` ends, with its status. */
+static void exit_with(long child)
 {
-	const char *const shell[] = { "/bin/sh", "-c", command, 0 };
 	int status = 0;
-	long child, ended;
+	long ended;
 
-	make_raw(1);
-	child = start(shell, "/dev/null");
 	do {
 		ended = call(__NR_wait4, -1, P(&status), 0, 0, 0);
 	} while (ended != child && ended > 0);
@@ -229,11 +285,46 @@ static void run_command(const char *command)
 	exit_machine(status & 0x7f ? 128 + (status & 0x7f) : status >> 8);
 }
 
+static void run_command(const char *command)
+{
+	const char *const shell[] = { "/bin/sh", "-c", command, 0 };
+
+	make_raw(1);
+	exit_with(start(shell, "/dev/null", -1));
+}
+
+/* A shell that has started and waits for its script, when the machine is saved, need not be started afterwards. Returns
+ * if the task is none. */
+static void run_task(void)
+{
+	const char *const shell[] = { "/bin/sh", "-c", "kill -USR1 1; . /proc/self/fd/9", 0 };
+	const char *script;
+	int pipe[2], status;
+	long child;
+
+	if (call(__NR_pipe2, P(pipe), O_CLOEXEC, 0, 0, 0) < 0)
+		return;
+	child = start(shell, "/dev/null", pipe[0]);
+	call(__NR_close, pipe[0], 0, 0, 0, 0);
+	/* Its signal, or its end. */
+	call(__NR_rt_sigtimedwait, P(&watched), 0, 0, sizeof(watched), 0);
+	sleep_nanoseconds(300000000); /* until it reads; too short a time would cost time later, nothing else */
+	script = ask_for_task();
+	if (script) {
+		make_raw(1);
+		call(__NR_write, pipe[1], P(script), length(script), 0, 0);
+	}
+	call(__NR_close, pipe[1], 0, 0, 0, 0);
+	if (script)
+		exit_with(child);
+	call(__NR_wait4, child, P(&status), 0, 0, 0);
+}
+
 static void keep_shell(void)
 {
 	/* A leading "-" would make it a login shell, which reads /etc/profile. */
 	const char *const shell[] = { "/bin/sh", "-i", 0 };
-	long child = start(shell, CONSOLE), ended;
+	long child = start(shell, CONSOLE, -1), ended;
 	int status;
 
 	for (;;) {
@@ -253,8 +344,8 @@ static void keep_shell(void)
 				if (ended != child)
 					continue;
 				if (status) /* do not spin if it cannot even start */
-					sleep_seconds(1);
-				child = start(shell, CONSOLE);
+					sleep_nanoseconds(1000000000);
+				child = start(shell, CONSOLE, -1);
 			}
 			break;
 		}
@@ -263,7 +354,7 @@ static void keep_shell(void)
 
 __attribute__((used)) static void init(void)
 {
-	char *command;
+	char *line, *command;
 
 	say("pyvmm: init\n");
 	watched = BIT(SIGCHLD) | BIT(SIGUSR1) | BIT(SIGUSR2) | BIT(SIGTERM);
@@ -275,9 +366,14 @@ __attribute__((used)) static void init(void)
 	/* On a disk that cannot be written to, the shell's own folder still can. */
 	if (call(__NR_access, P("/root"), W_OK, 0, 0, 0) < 0)
 		mount("tmpfs", "/root", "mode=700");
-	command = read_exec();
-	if (command)
+	line = read_command_line();
+	command = find_word(line, EXEC_ARGUMENT);
+	if (command) {
+		decode_base64(command);
 		run_command(command);
+	}
+	if (find_word(line, WAIT_ARGUMENT))
+		run_task();
 	keep_shell();
 }
 

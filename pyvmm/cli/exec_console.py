@@ -31,16 +31,20 @@ class CommandResult:
     ended: float = 0.0
 
 
-def exec_argument(commands: list[str]) -> str:
-    """``pyvmm.exec=...`` for the kernel command line; init decodes and runs it."""
+def exec_script(commands: list[str]) -> str:
+    """A shell script that runs ``commands`` between marker lines and ends with the last one's status."""
     pieces = []
     for number, command in enumerate(commands):
         if "\0" in command:
             raise ConfigError("--exec: the command contains a NUL byte")
         begin, end = f"{_BEGIN.decode()}{number}", f"{_END.decode()}{number}"
         pieces.append(f"echo '{begin}'\n(\n{command}\n)\ns=$?; echo; echo '{end}' $s\n")
-    script = "".join(pieces) + "exit $s\n"
-    return "pyvmm.exec=" + base64.b64encode(script.encode()).decode()
+    return "".join(pieces) + "exit $s\n"
+
+
+def exec_argument(commands: list[str]) -> str:
+    """``pyvmm.exec=...`` for the kernel command line; init decodes and runs it."""
+    return "pyvmm.exec=" + base64.b64encode(exec_script(commands).encode()).decode()
 
 
 def check_command_line(text: str) -> str:

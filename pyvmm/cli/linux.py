@@ -10,7 +10,7 @@ import msgspec
 
 from pyvmm.arch.x86.linux_quirks import linux_additions, split_removals
 from pyvmm.cli.device_options import KERNEL_ADDRESS, devices_of, settle_address
-from pyvmm.cli.exec_console import CommandResult, ExecConsole, check_command_line, exec_argument
+from pyvmm.cli.exec_console import CommandResult, ExecConsole, check_command_line, exec_argument, exec_script
 from pyvmm.cli.machine_options import (
     add_machine_options,
     explain_ending,
@@ -48,6 +48,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--kernel", metavar="FILE", help="another kernel (vmlinux or bzImage)")
     parser.add_argument("--root", choices=("initramfs", "disk"), default="initramfs",
                         help="the root file system: unpacked into memory (default), or a read-only disk, the last one")
+    parser.add_argument("--fast", action="store_true",
+                        help="start from a snapshot of a booted Linux; the first start in a way boots, and keeps one")
     parser.add_argument("--console", action="store_true", help="with --exec: show the kernel's messages on stderr")
     parser.add_argument("--summary", action="store_true", help="end with a table: what was run, how long it took")
     parser.add_argument("--acpi", action="store_true", help="hand ACPI tables over (the tiny kernel ignores them)")
@@ -75,7 +77,16 @@ def run(args: argparse.Namespace) -> int:
         console.finish()
         return _concluded(console, ending) if args.exec else ending
 
-    ending, report = run_machine(config, args, prepare, conclude)
+    build = None
+    if args.fast:
+        from pyvmm.cli.fast_linux import fast_machine
+
+        script = exec_script(args.exec) if args.exec else ""
+
+        def build(config: MachineConfig, quirks: frozenset[str]) -> Machine:
+            return fast_machine(config, quirks, script)
+
+    ending, report = run_machine(config, args, prepare, conclude, build)
     if ending.kind == NOT_RUN:
         last_words = bytes(console.log[-2000:]).decode(errors="replace")
         complain(f"pyvmm: {ending.reason}; its last words were:\n{last_words}")
@@ -104,7 +115,9 @@ def config_of(args: argparse.Namespace) -> MachineConfig:
     words, removed = split_removals(said, (KERNEL_ADDRESS,))
     devices = settle_address(devices, words, removed)
     additions = linux_additions(quirks, removed, base=True) + root_words
-    if args.exec:
+    if args.fast:
+        words.append("pyvmm.wait")
+    elif args.exec:
         words.append(exec_argument(args.exec))
     check_command_line(" ".join(additions + words))
     serial = args.serial

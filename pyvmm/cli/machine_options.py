@@ -96,11 +96,13 @@ def run_machine(
     args: argparse.Namespace,
     prepare: Callable[[Machine], ConsoleOutput | None] | None = None,
     conclude: Callable[[Ending], Ending] | None = None,
+    build: Callable[[MachineConfig, frozenset[str]], Machine] | None = None,
 ) -> tuple[Ending, dict[str, Any]]:
     """Build, run, report. Returns how it ended and the report (also when no ``--report`` was asked for).
 
     ``prepare`` sees the machine before it runs and may return a further output, which is flushed and closed here.
-    ``conclude`` may give the ending another status and reason; the report has those.
+    ``conclude`` may give the ending another status and reason; the report has those. ``build`` makes the machine, if it
+    is not to be made as usual.
     """
     if args.trace:
         from pyvmm.trace import control
@@ -109,7 +111,7 @@ def run_machine(
             control.enable_from_option(option)
     try:
         with endpoints_of(config, args) as (named, endpoints):
-            return _run(named, endpoints, args.report, prepare, conclude)
+            return _run(named, endpoints, args.report, prepare, conclude, build)
     finally:
         if "pyvmm.trace.control" in sys.modules:  # a QMP client may have turned events on
             from pyvmm.trace import control
@@ -123,6 +125,7 @@ def _run(
     report_path: str | None,
     prepare: Callable[[Machine], ConsoleOutput | None] | None,
     conclude: Callable[[Ending], Ending] | None,
+    build: Callable[[MachineConfig, frozenset[str]], Machine] | None,
 ) -> tuple[Ending, dict[str, Any]]:
     from pyvmm.cli.terminal import EscapeKeys, raw_terminal, say
     from pyvmm.machine.builder import build_machine, install_kick_signal
@@ -132,7 +135,7 @@ def _run(
         _check_writable(report_path)
     quirks = resolve_quirks(config.quirks)
     install_kick_signal()
-    with build_machine(config, quirks) as machine, contextlib.ExitStack() as outputs:
+    with (build or build_machine)(config, quirks) as machine, contextlib.ExitStack() as outputs:
         if endpoints:
             outputs.enter_context(Monitor(machine, endpoints))
         further = prepare(machine) if prepare is not None else None

@@ -22,6 +22,7 @@ from pyvmm.devices.rtc import Rtc
 from pyvmm.devices.serial import Serial
 from pyvmm.devices.shutdown_port import ShutdownPort
 from pyvmm.devices.system_port_a import SystemPortA
+from pyvmm.devices.task_port import TaskPort
 from pyvmm.errors import HostError
 from pyvmm.kvm.system import System
 from pyvmm.kvm.vm import Vm
@@ -208,6 +209,7 @@ def _build_devices(machine: Machine, backend: SerialBackend, collector: SinkColl
     built.append(i8042)
     claim(layout.PORT_SYSTEM_CONTROL_A, SystemPortA(reset("port 0x92")))
     claim(layout.PORT_RESET_CONTROL, ResetControl(reset("port 0xcf9")))
+    claim(layout.PORT_TASK, TaskPort())
     acpi_pm = AcpiPm(machine.sleep_requested, KvmIrqLine(vm, layout.IRQ_ACPI_SCI))
     machine.power_button = acpi_pm.press_power_button
     claim(layout.PORT_ACPI_PM, acpi_pm)

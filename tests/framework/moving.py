@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pyvmm.machine.builder import build_machine
 from pyvmm.machine.config import MachineConfig
+from pyvmm.machine.ending import Ending
 from pyvmm.machine.machine import Machine
 from pyvmm.memory.guest_memory import GuestMemory, Region
 from pyvmm.migration.machine_state import load_machine, save_machine
@@ -34,3 +35,17 @@ def twin_of(machine: Machine, config: MachineConfig | None = None) -> Machine:
         twin.close()
         raise
     return twin
+
+
+def run_for(machine: Machine, seconds: float) -> Ending | None:
+    """Run ``machine`` for about that long: ``None`` and it is paused, or its end."""
+
+    def stop() -> None:
+        if machine.ending is None:
+            machine.pause()
+        machine.loop.stop()
+
+    machine.loop.call_later(seconds, stop)
+    machine.start()
+    machine.loop.run()
+    return machine.ending

@@ -12,25 +12,10 @@ from pyvmm.machine.builder import build_machine, install_kick_signal
 from pyvmm.machine.config import MachineConfig
 from pyvmm.machine.ending import Ending
 from pyvmm.machine.guest_catalog import GuestEntry, describe_mismatch, load_catalog
-from pyvmm.machine.machine import Machine
-from tests.framework.moving import twin_of
+from tests.framework.moving import run_for, twin_of
 
 CATALOG = load_catalog(Path(__file__).resolve().parents[2] / "guests" / "guests.toml")
 MOVES_MAX = 12
-
-
-def run_for(machine: Machine, seconds: float) -> Ending | None:
-    """Run ``machine`` for about that long: ``None`` and it is paused, or its end."""
-
-    def stop() -> None:
-        if machine.ending is None:
-            machine.pause()
-        machine.loop.stop()
-
-    machine.loop.call_later(seconds, stop)
-    machine.start()
-    machine.loop.run()
-    return machine.ending
 
 
 def run_moving(guest: GuestEntry, seed: int, longest: float) -> tuple[Ending, bytes, int]:

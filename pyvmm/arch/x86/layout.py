@@ -64,6 +64,7 @@ PORT_DEBUG_CONSOLE = (0xE9, 1)
 PORT_DEBUG_EXIT = (0xF4, 1)
 PORT_SERIAL = (0x3F8, 8)
 PORT_FW_CFG = (0x510, 2)
+PORT_TASK = (0x580, 64)
 PORT_ACPI_PM = (0x600, 8)  # PM1a event block (4), PM1a control (2)
 PORT_SHUTDOWN = (0x8900, 1)
 PORT_TESTDEV = (0xE0, 12)  # latch, page flush, latch by bytes; takes the debug console's port

@@ -18,6 +18,7 @@ from pyvmm.devices.serial import Serial
 from pyvmm.devices.shutdown_port import ShutdownPort
 from pyvmm.devices.state import StatefulDevice
 from pyvmm.devices.system_port_a import SystemPortA
+from pyvmm.devices.task_port import TaskPort
 from pyvmm.devices.testdev import LINE_COUNT, TestDevice
 
 
@@ -77,6 +78,12 @@ def nothing(*_: Any) -> None:
 
 AnyDevice = StatefulDevice[Any]
 
+def _task_port() -> TaskPort:
+    port = TaskPort()
+    port.give(b"something to do")
+    return port
+
+
 MAKERS: dict[str, tuple[Callable[[], AnyDevice], int]] = {
     "acpi-pm": (lambda: AcpiPm(nothing, FakeLine()), 8),
     "debug-console": (lambda: DebugConsole(nothing, FakeHint()), 1),
@@ -89,6 +96,7 @@ MAKERS: dict[str, tuple[Callable[[], AnyDevice], int]] = {
     "serial": (lambda: Serial(nothing, FakeLine(), FakeHint()), 8),
     "shutdown-port": (lambda: ShutdownPort(nothing), 1),
     "system-port-a": (lambda: SystemPortA(nothing), 1),
+    "task-port": (_task_port, 8),
     "testdev": (lambda: TestDevice([FakeLine() for _ in range(LINE_COUNT)], nothing), 12),
 }
 """Section id -> (a fresh device, ports it has)."""

@@ -14,10 +14,12 @@ from pyvmm.devices.acpi_pm import AcpiPm
 from pyvmm.devices.bus import PORT_SPACE, Bus
 from pyvmm.devices.i8042 import I8042
 from pyvmm.devices.serial import Serial
+from pyvmm.devices.task_port import TASK_MAX
 from pyvmm.errors import SectionError
 from tests.unit.devices.fakes import MAKERS, AnyDevice, FakeLine, nothing
 
 SECTIONS = sorted(MAKERS)
+_LONG = b"x" * (TASK_MAX + 1)
 
 
 @pytest.mark.parametrize("section", SECTIONS)
@@ -112,7 +114,8 @@ def test_bad_state_names_section_and_field_and_changes_nothing(section: str, dat
             del bad[field]
         else:
             bad[field] = data.draw(
-                st.sampled_from([1.5, [], {}, "text", object(), -(10**30), 10**30, b"x" * 1000, "AAAA"])
+                # Bytes longer than any field takes; a task is as long as a script.
+                st.sampled_from([1.5, [], {}, "text", object(), -(10**30), 10**30, _LONG, "AAAA"])
             )
     with pytest.raises(SectionError) as error:
         device.load(bad)
@@ -207,7 +210,7 @@ def test_load_drives_the_line_anew_even_if_the_level_is_the_same(
 )
 def test_a_guest_that_pokes_everything_cannot_raise(pokes: list[tuple[int, int, int, bool]]) -> None:
     bus = Bus("io", PORT_SPACE)
-    bases = [0x600, 0xE9, 0xF4, 0x510, 0x60, 0x80, 0xCF9, 0x70, 0x3F8, 0x8900, 0x92, 0x2000]
+    bases = [0x600, 0xE9, 0xF4, 0x510, 0x60, 0x80, 0xCF9, 0x70, 0x3F8, 0x8900, 0x92, 0x580, 0x2000]
     devices = []
     for base, section in zip(bases, SECTIONS, strict=True):
         make, ports = MAKERS[section]
