@@ -34,19 +34,25 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     add("--smp", metavar="N", help="number of vCPUs (default 1)")
     add("--initrd", metavar="FILE", help="initial RAM disk (Linux), or the first module (Multiboot)")
     add("--append", metavar="TEXT", default=None, help="kernel command line")
-    add("--serial", metavar="WHERE", default="stdio", help="stdio (default), null, file:PATH or unix:PATH")
     add("--debug-exit", metavar="PORT[,SIZE]", help="isa-debug-exit port (default 0xf4)")
-    add("--timeout", metavar="S", help="end the guest after S seconds, status 124")
-    add("--no-reboot", action="store_true", help="end instead of restarting when the guest resets")
     add("--no-acpi", action="store_true", help="do not hand ACPI tables to the guest")
     add_device_options(parser)
+    add_run_options(parser)
+    add("--quirks", metavar="auto|none|LIST", default="auto",
+        help=f"work-arounds for odd hosts: auto (default), none, or some of {','.join(QUIRKS)}")  # fmt: skip
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Options about a run, which do not change what the machine is."""
+    add = parser.add_argument
+    add("--serial", metavar="WHERE", default="stdio", help="stdio (default), null, file:PATH or unix:PATH")
+    add("--timeout", metavar="S", help="end the guest after S seconds, status 124")
+    add("--no-reboot", action="store_true", help="end instead of restarting when the guest resets")
     add("--name", metavar="NAME", help="name of the machine, by which pyvmm list, stop, quit... find it")
     add_monitor_options(parser)
     add("--report", metavar="FILE", help="write how it ended to FILE, as JSON")
     add("--trace", metavar="PATTERN", action="append", default=[],
         help="trace events, for example 'vcpu_*,file=t.json,format=chrome'; may be repeated")  # fmt: skip
-    add("--quirks", metavar="auto|none|LIST", default="auto",
-        help=f"work-arounds for odd hosts: auto (default), none, or some of {','.join(QUIRKS)}")  # fmt: skip
 
 
 def parse_timeout(text: str | None) -> float | None:

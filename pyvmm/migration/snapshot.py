@@ -10,7 +10,7 @@ from collections.abc import Callable
 import msgspec
 
 from pyvmm import __version__
-from pyvmm.errors import ConfigError, HostError, ImageError, PyvmmError, SectionError
+from pyvmm.errors import ConfigError, HostError, ImageError, PyvmmError, SectionError, StateError
 from pyvmm.machine.builder import build_machine
 from pyvmm.machine.config import MachineConfig
 from pyvmm.machine.device_config import DiskConfig
@@ -41,6 +41,8 @@ def save_snapshot(machine: Machine, path: str, *, description: str = "") -> Snap
 
     ConfigError names the path and what is wrong with it; the machine goes on in any case.
     """
+    if machine.ending is not None:
+        raise StateError("the guest has ended: there is nothing to go on from")
     running = machine.run_state is RunState.RUNNING
     if running:
         machine.pause()
@@ -110,7 +112,7 @@ def load_snapshot(
         check_disks(file)
         machine = build_machine(config, _quirks(config), saved_ram=Region)
         try:
-            _restore(machine, file, verify)
+            _restore(machine, file, verify=verify)
         except BaseException:
             machine.close()
             raise
@@ -127,7 +129,7 @@ def restore_snapshot(machine: Machine, path: str, *, verify: bool = False) -> Sn
         check_disks(file)
         if machine.run_state is RunState.RUNNING:
             machine.pause()
-        _restore(machine, file, verify)
+        _restore(machine, file, verify=verify)
         return file.header
 
 
@@ -137,6 +139,22 @@ def config_of(file: SnapshotFile) -> MachineConfig:
         return msgspec.convert(file.header.config, MachineConfig, builtin_types=(bytes,))
     except (msgspec.ValidationError, PyvmmError) as error:
         raise ImageError(file.path, "config", str(error)) from None
+
+
+def verify_ram(file: SnapshotFile) -> None:
+    """Read all RAM; ImageError if a CRC does not fit."""
+    for part in file.header.ram:
+        region = Region(part.gpa, part.size, "verified")
+        try:
+            region.map_file(file.fd, part.offset)
+            _verify(file, part, region)
+        finally:
+            region.close()
+
+
+def _verify(file: SnapshotFile, part: RamPart, region: Region) -> None:
+    if region.sum_pages() != (part.crc, part.pages):
+        raise ImageError(file.path, "ram", f"the CRC of the region at {part.gpa:#x} does not fit: it is damaged")
 
 
 def check_disks(file: SnapshotFile) -> None:
@@ -149,7 +167,7 @@ def check_disks(file: SnapshotFile) -> None:
             )
 
 
-def _restore(machine: Machine, file: SnapshotFile, verify: bool) -> None:
+def _restore(machine: Machine, file: SnapshotFile, *, verify: bool) -> None:
     began = time.monotonic()
     try:
         apply = prepare_machine(machine, decode_sections(file.state()))
@@ -158,11 +176,11 @@ def _restore(machine: Machine, file: SnapshotFile, verify: bool) -> None:
     parts = file.header.ram
     if [(p.gpa, p.size) for p in parts] != [(r.gpa, r.size) for r in _regions(machine)]:
         raise ImageError(file.path, "ram", "other regions than the machine has")
+    if verify:
+        verify_ram(file)
     machine.pause_devices(True)
     for part, region in zip(parts, _regions(machine), strict=True):
         region.map_file(file.fd, part.offset)
-        if verify and region.sum_pages() != (part.crc, part.pages):
-            raise ImageError(file.path, "ram", f"the CRC of the region at {part.gpa:#x} does not fit: it is damaged")
     mismatches = apply()
     if mismatches:
         raise HostError(f"snapshot {file.path}: this host does not take {', '.join(mismatches[:8])}")
@@ -170,7 +188,7 @@ def _restore(machine: Machine, file: SnapshotFile, verify: bool) -> None:
 
 
 def _portable(config: MachineConfig) -> MachineConfig:
-    """With absolute paths: who loads it may stand elsewhere."""
+    """With absolute paths, since who loads it may stand elsewhere, and without what was this host's or this run's."""
     devices = tuple(
         msgspec.structs.replace(
             device,
@@ -186,6 +204,8 @@ def _portable(config: MachineConfig) -> MachineConfig:
         image=os.path.abspath(config.image),
         initrd=os.path.abspath(config.initrd) if config.initrd is not None else None,
         devices=devices,
+        quirks=None,
+        start_paused=False,
     )
 
 

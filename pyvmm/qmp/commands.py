@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 COMMAND_SETS = (
     "introspection", "run_state", "machine_facts", "memory", "tracing", "human_monitor", "devices", "descriptors",
+    "snapshots",
 )  # fmt: skip
 """Modules of ``command_set/``."""
 

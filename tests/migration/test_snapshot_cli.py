@@ -1,0 +1,95 @@
+"""``pyvmm snapshot`` as a user meets it: real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from pyvmm.qmp.client import open_client
+from tests.framework.processes import REPOSITORY, Running, pyvmm, refused
+
+DIRTIER = str(REPOSITORY / "guests" / "dirtier")
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "run").mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
+    monkeypatch.setenv("PYVMM_SNAPSHOTS", str(tmp_path / "kept"))
+
+
+
+
+def test_save_list_info_load_delete(tmp_path: Path) -> None:
+    with Running("run", DIRTIER, "--append", "rounds=0 period=50", "--name", "first", "--timeout", "60") as first:
+        first.read_until(b"round 3:")
+        saved = pyvmm("snapshot", "save", "first", "here", "--description", "in the third round")
+        assert (saved.returncode, saved.stderr) == (0, b"")
+        first.read_until(b"round 6:")  # it goes on
+        again = pyvmm("snapshot", "save", "first", "here")  # replaces it
+        assert again.returncode == 0
+        assert pyvmm("quit", "first").returncode == 0
+        first.finish()
+    facts = json.loads(pyvmm("snapshot", "info", "here", "--verify", "--json").stdout)
+    assert facts["machine"] == "first" and facts["memory_mib"] == 32 and "cpu-0 v1" in facts["sections"]
+    assert facts["path"] == str(tmp_path / "kept" / "here.pvsnap")
+    assert b"here" in pyvmm("snapshot", "list").stdout
+    with Running("snapshot", "load", "here", "--name", "second", "--timeout", "60", "--verify") as second:
+        assert b"rounds" not in second.read_until(b"\r\n"), "it began anew"
+        assert b"round" in second.read_until(b"\r\n")
+        pyvmm("quit", "second")
+        second.finish()
+    assert pyvmm("snapshot", "delete", "here").returncode == 0
+    assert os.listdir(tmp_path / "kept") == []
+    assert "No such file" in refused("snapshot", "load", "here")
+
+
+def test_a_running_machine_goes_back_by_qmp(tmp_path: Path) -> None:
+    with Running("run", DIRTIER, "--append", "rounds=0 period=50", "--name", "vm", "--timeout", "60") as running:
+        running.read_until(b"round 2:")
+        with open_client("vm") as client:
+            info = client.execute("snapshot-save", {"tag": "s"})
+            assert info["pages"] > 10
+            running.read_until(b"round 9:")
+            began = time.monotonic()
+            assert client.execute("snapshot-load", {"tag": "s"})["id"] == info["id"]
+            print("snapshot-load took", time.monotonic() - began)
+            assert client.execute("query-status")["status"] == "running"
+            running.read_until(b"round 5:", 10)
+            client.execute("quit")
+        running.finish()
+
+
+def test_what_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "kept"
+    folder.mkdir()
+    (folder / "bad.pvsnap").write_bytes(b"PYVMSNAP" + bytes(100))
+    assert "format: 0" in refused("snapshot", "info", "bad")
+    assert "format: 0" in refused("snapshot", "load", "bad")
+    assert b"unusable" in pyvmm("snapshot", "list").stdout
+    assert "no running machine" in refused("snapshot", "save", "nobody", "x")
+    assert "write a name" in refused("snapshot", "info", ".hidden")
+    assert "no such folder" in refused("snapshot", "list", "/nonexistent")
+    note = tmp_path / "note.txt"
+    note.write_text("not a snapshot")
+    refused("snapshot", "delete", str(note))
+    assert note.exists()
+
+
+def test_the_first_instruction_comes_soon(tmp_path: Path) -> None:
+    """128 MiB, a cold process. The figure is for bench/state.py; here it must only not be absurd."""
+    with Running("run", DIRTIER, "--append", "rounds=0", "-m", "128M", "--name", "vm", "--timeout", "60") as running:
+        running.read_until(b"round 1:")
+        assert pyvmm("snapshot", "save", "vm", "s").returncode == 0
+        pyvmm("quit", "vm")
+        running.finish()
+    began = time.monotonic()
+    with Running("snapshot", "load", "s", "--name", "two", "--timeout", "60") as loaded:
+        loaded.read_until(b"\r\n")
+        assert time.monotonic() - began < 10
+        pyvmm("quit", "two")
+        loaded.finish()
