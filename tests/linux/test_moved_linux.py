@@ -1,0 +1,93 @@
+"""A Linux that moves while it boots and while programs run, and one that starts from a snapshot."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pyvmm.arch.x86.linux_quirks import linux_additions
+from pyvmm.cli.exec_console import exec_argument
+from pyvmm.cli.machine_options import resolve_quirks
+from pyvmm.machine.builder import build_machine, install_kick_signal
+from pyvmm.machine.config import MachineConfig
+from pyvmm.machine.device_config import RngConfig
+from pyvmm.machine.tiny_linux import find_initramfs, find_kernel
+from tests.framework.moving import run_for, twin_of
+from tests.framework.processes import pyvmm
+from tests.linux.conftest import BOOT_DEADLINE
+
+pytestmark = [pytest.mark.linux, pytest.mark.timeout(BOOT_DEADLINE * 3 + 60)]
+
+WORK = (
+    "dd if=/dev/urandom of=/tmp/a bs=64k count=4 2>/dev/null; cp /tmp/a /tmp/b; cmp /tmp/a /tmp/b && echo same;"
+    " i=0; while [ $i -lt 40 ]; do echo line $i; i=$((i+1)); done; cat /proc/uptime; dmesg | grep -ci 'call trace'"
+)
+MOVES = 12
+
+
+def test_linux_moves_while_it_boots_and_in_userland() -> None:
+    install_kick_signal()
+    quirks = resolve_quirks(None)
+    config = MachineConfig(
+        image=find_kernel(None), initrd=find_initramfs(None), append=exec_argument([WORK]), acpi=False, serial="null",
+        linux_additions=" ".join(linux_additions(quirks, [], base=True)), no_reboot=True, devices=(RngConfig(),),
+    )  # fmt: skip
+    output = bytearray()
+    machine = build_machine(config, quirks)
+    moves = moves_at_work = 0
+    try:
+        for _ in range(1000):
+            machine.backend.observe = output.extend
+            at_work = b"pyvmm: command begin" in output
+            ending = run_for(machine, 0.7 if at_work else 4.0)
+            if ending is not None:
+                break
+            if moves_at_work < MOVES:
+                twin = twin_of(machine)
+                machine.close()
+                machine = twin
+                moves += 1
+                moves_at_work += at_work
+    finally:
+        machine.close()
+    text = output.decode(errors="replace").replace("\r\n", "\n")
+    assert ending is not None and (ending.kind, ending.value) == ("debug-exit", 1), text[-3000:]  # grep found none
+    assert "same\n" + "".join(f"line {i}\n" for i in range(40)) in text
+    assert moves >= 4 and moves_at_work >= 1
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def test_a_linux_from_a_snapshot_runs_commands(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYVMM_CACHE", str(cache))
+    command = "head -c 16 /dev/urandom | od -An -tx1; date +%s; cut -d. -f1 /proc/uptime; exit 3"
+    seen = []
+    for _ in range(3):
+        done = pyvmm("linux", "--fast", "--timeout", str(BOOT_DEADLINE), "--exec", command, timeout=BOOT_DEADLINE + 30)
+        assert done.returncode == 3, done.stderr
+        random, seconds, uptime = done.stdout.decode().splitlines()
+        assert re.fullmatch(r"( [0-9a-f]{2}){16}", random)
+        seen.append((random, int(seconds), int(uptime)))
+    assert len({random for random, _, _ in seen}) == 3, "they draw the same random numbers"
+    assert seen[0][1] < seen[1][1] <= seen[2][1], "the clock stands where the snapshot was taken"
+    assert len(list((cache / "fast").iterdir())) == 1
+    several = pyvmm("linux", "--fast", "--exec", "echo one", "--exec", "echo two; false", timeout=BOOT_DEADLINE)
+    assert (several.returncode, several.stdout) == (1, b"one\ntwo\n")
+
+
+def test_a_damaged_snapshot_costs_a_boot_and_nothing_else(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYVMM_CACHE", str(cache))
+    (snapshot,) = (cache / "fast").iterdir()
+    with snapshot.open("r+b") as file:
+        file.seek(30)
+        file.write(b"\xff" * 8)
+    done = pyvmm("linux", "--fast", "--timeout", str(BOOT_DEADLINE), "--exec", "echo hi", timeout=BOOT_DEADLINE + 30)
+    assert (done.returncode, done.stdout) == (0, b"hi\n")
+    assert b"boots anew" in done.stderr and b"CRC" in done.stderr
+    with_disk = pyvmm("linux", "--fast", "--net", "stream,unix:/x", "--exec", "true")
+    assert with_disk.returncode == 125
