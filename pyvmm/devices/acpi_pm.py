@@ -2,10 +2,11 @@
 
 Source: ACPI 6.5, section 4.8.3 "Fixed Hardware Registers": 4.8.3.1 PM1 event grouping (status, enable),
 4.8.3.2 PM1 control grouping. Offsets: 0 PM1_STS, 2 PM1_EN, 4 PM1_CNT, two bytes each (FADT: PM1_EVT_LEN 4,
-PM1_CNT_LEN 2). Byte accesses suffice for all of it: the bits that act together share a byte.
+PM1_CNT_LEN 2); 6 GPE0_STS, 7 GPE0_EN, a byte each (4.8.4.1, GPE0_BLK_LEN 2). Byte accesses suffice for all of it:
+the bits that act together share a byte.
 
 There is no SMI_CMD (it must be 0 in the FADT), so the machine is always in ACPI mode and SCI_EN is wired to 1
-(4.8.2.5).  No PM timer, no GPE block.
+(4.8.2.5).  No PM timer.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ S5_SLEEP_TYPE = 5
 """SLP_TYP that means soft off; the DSDT's ``_S5`` package holds the same value."""
 
 PM1_STS, PM1_EN, PM1_CNT = 0, 2, 4
-BLOCK_LENGTH = 6
+GPE0_STS, GPE0_EN = 6, 7
+GPE_GENERATION = 1 << 0
+"""The event of the VM generation counter."""
 
 GLOBAL_LOCK = 1 << 5
 POWER_BUTTON = 1 << 8
@@ -49,6 +52,8 @@ class AcpiPmState(DeviceState):
     status: Annotated[int, Meta(ge=0, le=0xFFFF)] = 0
     enable: Annotated[int, Meta(ge=0, le=0xFFFF)] = 0
     control: Annotated[int, Meta(ge=0, le=0xFFFF)] = 0
+    gpe_status: Annotated[int, Meta(ge=0, le=GPE_GENERATION)] = 0
+    gpe_enable: Annotated[int, Meta(ge=0, le=GPE_GENERATION)] = 0
 
     def problem(self) -> tuple[str, str] | None:
         """Only bits that exist."""
@@ -80,6 +85,12 @@ class AcpiPm(StatefulDevice[AcpiPmState]):
             self._update()
             T.acpi_pm_power_button.on and T.acpi_pm_power_button(self._sci.level)
 
+    def raise_generation_event(self) -> None:
+        """The VM generation counter has changed."""
+        with self.lock:
+            self.state.gpe_status |= GPE_GENERATION
+            self._update()
+
     def read(self, offset: int, size: int) -> int:
         """One byte of a register."""
         s = self.state
@@ -87,10 +98,10 @@ class AcpiPm(StatefulDevice[AcpiPmState]):
             value = s.status
         elif offset < PM1_CNT:
             value = s.enable
-        elif offset < BLOCK_LENGTH:
+        elif offset < GPE0_STS:
             value = s.control | CNT_SCI_EN
         else:
-            return 0xFF
+            return s.gpe_status if offset == GPE0_STS else s.gpe_enable
         return value >> 8 * (offset & 1) & 0xFF
 
     def write(self, offset: int, size: int, value: int) -> None:
@@ -104,7 +115,11 @@ class AcpiPm(StatefulDevice[AcpiPmState]):
             s.status &= ~bits
         elif offset < PM1_CNT:
             s.enable = s.enable & keep | bits & _ENABLE_BITS
-        elif offset < BLOCK_LENGTH:
+        elif offset == GPE0_STS:
+            s.gpe_status &= ~value
+        elif offset == GPE0_EN:
+            s.gpe_enable = value & GPE_GENERATION
+        else:
             s.control = s.control & keep | bits & _CONTROL_BITS
             if bits & CNT_SLP_EN:
                 self._sleep((s.control & CNT_SLP_TYP) >> CNT_SLP_TYP_SHIFT)
@@ -118,7 +133,8 @@ class AcpiPm(StatefulDevice[AcpiPmState]):
         self._on_sleep(sleep_type)
 
     def _update(self) -> None:
-        self._sci.drive(bool(self.state.status & self.state.enable))
+        s = self.state
+        self._sci.drive(bool(s.status & s.enable | s.gpe_status & s.gpe_enable))
 
     def state_replaced(self) -> None:
         """Drive the SCI anew."""

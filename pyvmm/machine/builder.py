@@ -23,6 +23,7 @@ from pyvmm.devices.serial import Serial
 from pyvmm.devices.shutdown_port import ShutdownPort
 from pyvmm.devices.system_port_a import SystemPortA
 from pyvmm.devices.task_port import TaskPort
+from pyvmm.devices.vmgenid import VmGenId
 from pyvmm.errors import HostError
 from pyvmm.kvm.system import System
 from pyvmm.kvm.vm import Vm
@@ -213,6 +214,10 @@ def _build_devices(machine: Machine, backend: SerialBackend, collector: SinkColl
     acpi_pm = AcpiPm(machine.sleep_requested, KvmIrqLine(vm, layout.IRQ_ACPI_SCI))
     machine.power_button = acpi_pm.press_power_button
     claim(layout.PORT_ACPI_PM, acpi_pm)
+    if config.acpi:
+        generation = VmGenId(machine.memory, layout.VMGENID, acpi_pm.raise_generation_event)
+        built.append(generation)
+        machine.image_loaded = generation.place
     claim(layout.PORT_FW_CFG, FwCfg(ram=low + high, cpus=config.cpus))
     claim(layout.PORT_SHUTDOWN, ShutdownPort(machine.shutdown_spelled))
     return built

@@ -91,6 +91,7 @@ class Machine:
         self.owned = contextlib.ExitStack()
         self.observers = Observers()
         self.power_button: Callable[[], None] = lambda: None
+        self.image_loaded: Callable[[], None] = lambda: None
         self.resets = 0
         self.started_at = 0.0
         self.power_on_state: PowerOnState
@@ -136,6 +137,7 @@ class Machine:
 
     def _load(self) -> None:
         self.image = enter_image(self.config, self.memory, self.vcpus[0])
+        self.image_loaded()
 
     # -- run state ------------------------------------------------------------------------------
 

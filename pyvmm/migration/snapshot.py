@@ -10,6 +10,7 @@ from collections.abc import Callable
 import msgspec
 
 from pyvmm import __version__
+from pyvmm.devices.vmgenid import VmGenId
 from pyvmm.errors import ConfigError, HostError, ImageError, PyvmmError, SectionError, StateError
 from pyvmm.machine.builder import build_machine
 from pyvmm.machine.config import MachineConfig
@@ -184,6 +185,9 @@ def _restore(machine: Machine, file: SnapshotFile, *, verify: bool) -> None:
     mismatches = apply()
     if mismatches:
         raise HostError(f"snapshot {file.path}: this host does not take {', '.join(mismatches[:8])}")
+    for device in machine.devices:
+        if isinstance(device, VmGenId):
+            device.renew()
     T.snapshot_loaded.on and T.snapshot_loaded(file.path, int((time.monotonic() - began) * 1e6))
 
 

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pyvmm.arch.x86 import layout
 from pyvmm.cli.machine_options import resolve_quirks
 from pyvmm.errors import ConfigError, ImageError, PyvmmError, SectionError
 from pyvmm.machine.builder import build_machine, install_kick_signal
@@ -24,7 +25,7 @@ from pyvmm.migration import snapshot_file
 from pyvmm.migration.sections import decode_sections
 from pyvmm.migration.snapshot import load_snapshot, restore_snapshot, save_snapshot
 from pyvmm.migration.snapshot_file import DiskStamp, SnapshotFile
-from tests.framework.moving import run_for
+from tests.framework.moving import run_for, twin_of
 
 CATALOG = load_catalog(Path(__file__).resolve().parents[2] / "guests" / "guests.toml")
 Keep = Callable[[Machine], Machine]
@@ -119,6 +120,15 @@ def test_a_machine_goes_back_to_its_snapshot_and_a_reset_leads_out_of_it(keep: K
     machine.loop.call_later(0.6, machine.loop.stop)
     machine.loop.run()
     assert b"for ever\r\nround 1: " in output or b"for ever\nround 1: " in output
+
+
+def test_each_life_from_a_snapshot_is_another_generation(keep: Keep, small: Path) -> None:
+    seen = [keep(load_snapshot(str(small))).memory.read(layout.VMGENID, 16) for _ in range(2)]
+    machine = keep(built())
+    seen.append(machine.memory.read(layout.VMGENID, 16))
+    assert len(set(seen)) == 3 and bytes(16) not in seen
+    twin = keep(twin_of(machine))  # moved, not multiplied
+    assert twin.memory.read(layout.VMGENID, 16) == seen[2]
 
 
 def test_what_a_snapshot_says_of_itself(small: Path) -> None:

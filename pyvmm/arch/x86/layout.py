@@ -41,6 +41,8 @@ EBDA = 0x9FC00
 EBDA_END = 0xA0000
 LOW_RAM_END = 0xA0000
 ACPI_TABLES = 0xE0000
+VMGENID = 0xFF000
+"""A page of its own: the GUID in it changes while the guest runs."""
 ACPI_TABLES_END = 0x100000
 HIGH_RAM = 0x100000
 

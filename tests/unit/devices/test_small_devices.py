@@ -151,7 +151,7 @@ class Pm:
 
 def test_the_machine_is_always_in_acpi_mode() -> None:
     pm = Pm()
-    assert [pm[0], pm[2], pm[4], pm[6]] == [0, 0, 1, 0xFFFF]
+    assert [pm[0], pm[2], pm[4], pm[6]] == [0, 0, 1, 0]
     pm[4] = 0
     assert pm[4] == 1
 

@@ -2,7 +2,7 @@
 
 Source: ACPI 6.5: 5.2.5 RSDP, 5.2.6 system description table header, 5.2.8 XSDT, 5.2.9 FADT, 5.2.10 FACS,
 5.2.12 MADT, 7.4.2.6 _S5. Fixed hardware: PM1a event and control block with the power button (4.8.3); no PM
-timer, no GPEs. SMI_CMD is 0: the machine is always in ACPI mode.
+timer; one general-purpose event, of the VM generation counter. SMI_CMD is 0: the machine is always in ACPI mode.
 """
 
 from __future__ import annotations
@@ -56,11 +56,13 @@ def table(signature: bytes, revision: int, body: bytes) -> bytes:
 
 
 def build_dsdt(devices: Sequence[bytes] = ()) -> bytes:
-    """The DSDT: ``\\_S5`` and, in ``\\_SB``, the given device terms (see :mod:`pyvmm.arch.x86.boot.aml`)."""
+    """The DSDT: ``\\_S5``, the VM generation counter with its event, and, in ``\\_SB``, the given device terms (see
+    :mod:`pyvmm.arch.x86.boot.aml`).
+    """
     sleep = aml.integer(S5_SLEEP_TYPE)
     terms = aml.name("_S5", aml.package(sleep, sleep, aml.integer(0), aml.integer(0)))
-    if devices:
-        terms += aml.scope("_SB", *devices)
+    terms += aml.scope("_SB", aml.generation_id(layout.VMGENID), *devices)
+    terms += aml.scope("_GPE", aml.notify_method("_E00", "\\_SB.VGEN", 0x80))  # edge of GPE0's bit 0 (5.6.4.1)
     return table(b"DSDT", 2, terms)
 
 
@@ -98,7 +100,9 @@ def build_fadt(facs: int, dsdt: int) -> bytes:
     put(46, "H", layout.IRQ_ACPI_SCI)
     put(56, "I", event)  # PM1a_EVT_BLK
     put(64, "I", control)  # PM1a_CNT_BLK
+    put(80, "I", event + 6)  # GPE0_BLK
     put(88, "BB", 4, 2)  # PM1_EVT_LEN, PM1_CNT_LEN
+    put(92, "B", 2)  # GPE0_BLK_LEN
     put(96, "HH", _NO_C_STATE, _NO_C_STATE)
     put(108, "B", _RTC_CENTURY)
     put(109, "H", _LEGACY_DEVICES | _NO_VGA)
@@ -109,6 +113,7 @@ def build_fadt(facs: int, dsdt: int) -> bytes:
         (116, _system_io(layout.PORT_RESET_CONTROL[0], 1)),
         (148, _system_io(event, 4)),
         (172, _system_io(control, 2)),
+        (220, _system_io(event + 6, 2)),
     ):
         raw[offset - _HEADER.size : offset - _HEADER.size + 12] = structure
     return table(b"FACP", 6, bytes(raw))
@@ -143,7 +148,7 @@ def build_acpi(cpus: int, devices: Sequence[bytes] = ()) -> list[tuple[int, byte
     dsdt = place(build_dsdt(devices))
     tables = [place(build_fadt(facs, dsdt)), place(build_madt(cpus))]
     xsdt = place(table(b"XSDT", 1, struct.pack(f"<{len(tables)}Q", *tables)))
-    if next_free > layout.ACPI_TABLES_END:
+    if next_free > layout.VMGENID:
         raise ConfigError(f"ACPI tables need {next_free - layout.ACPI_TABLES} bytes, more than their area has")
     return [(layout.ACPI_TABLES, build_rsdp(xsdt)), *placed]
 

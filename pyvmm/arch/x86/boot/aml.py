@@ -83,6 +83,23 @@ def device(path: str, *terms: bytes) -> bytes:
     return b"\x5b\x82" + with_length(name_path(path) + b"".join(terms))
 
 
+def notify_method(path: str, target: str, value: int) -> bytes:
+    """``Method (path) { Notify (target, value) }``, without arguments."""
+    return b"\x14" + with_length(name_path(path) + b"\0" + b"\x86" + name_path(target) + integer(value))
+
+
+def generation_id(gpa: int) -> bytes:
+    """The VM generation counter whose GUID is at ``gpa`` (see devices/vmgenid.py)."""
+    return device(
+        "VGEN",
+        name("_HID", string("PVMM0001")),
+        # The specification's, and the one that fits into eight characters, which Linux looks for.
+        name("_CID", package(string("VM_Gen_Counter"), string("VMGENCTR"))),
+        name("_DDN", string("VM_Gen_Counter")),
+        name("ADDR", package(integer(gpa & 0xFFFFFFFF), integer(gpa >> 32))),
+    )
+
+
 def eisa_id(text: str) -> bytes:
     """``EisaId ("PNP0501")``: three letters in 5 bits each, four hex digits, as a constant."""
     if not re.fullmatch(r"[A-Z]{3}[0-9A-F]{4}", text):
