@@ -21,6 +21,7 @@ from pyvmm.cli.machine_options import (
     run_machine,
 )
 from pyvmm.cli.messages import complain
+from pyvmm.cli.migration_options import is_incoming
 from pyvmm.errors import EXIT_REFUSED, ConfigError
 from pyvmm.machine.config import DEFAULT_MEMORY, DebugExitConfig, MachineConfig, parse_debug_exit, parse_size
 from pyvmm.machine.console_output import ConsoleOutput
@@ -100,6 +101,8 @@ def config_of(args: argparse.Namespace) -> MachineConfig:
     """The configuration that ``args`` ask for."""
     if args.exec and args.debug_exit is not None:
         raise ConfigError("--debug-exit cannot be moved with --exec: init reports the command's status there")
+    if args.exec and args.incoming:
+        raise ConfigError("--exec and --incoming exclude each other: the guest is running already")
     kernel, devices, root_words = find_kernel(args.kernel), devices_of(args), []
     initramfs = None
     if args.root == "disk":
@@ -139,6 +142,8 @@ def config_of(args: argparse.Namespace) -> MachineConfig:
         no_reboot=args.no_reboot or bool(args.exec),
         no_shutdown=args.no_shutdown,
         start_paused=args.start_paused,
+        incoming=is_incoming(args),
+        dirty_log=args.dirty_log,
         devices=devices,
         testdev="testdev" in args.device,
         quirks=quirks,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pyvmm import __version__
 from pyvmm.cli.device_options import add_device_options
 from pyvmm.cli.messages import complain
+from pyvmm.cli.migration_options import add_migration_options, take_guest_in
 from pyvmm.cli.monitor_options import add_monitor_options, endpoints_of
 from pyvmm.errors import EXIT_GUEST_CRASHED, ConfigError
 from pyvmm.host.profile import QUIRKS
@@ -37,6 +38,7 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     add("--debug-exit", metavar="PORT[,SIZE]", help="isa-debug-exit port (default 0xf4)")
     add("--no-acpi", action="store_true", help="do not hand ACPI tables to the guest")
     add_device_options(parser)
+    add_migration_options(parser)
     add_run_options(parser)
     add("--quirks", metavar="auto|none|LIST", default="auto",
         help=f"work-arounds for odd hosts: auto (default), none, or some of {','.join(QUIRKS)}")  # fmt: skip
@@ -117,7 +119,7 @@ def run_machine(
             control.enable_from_option(option)
     try:
         with endpoints_of(config, args) as (named, endpoints):
-            return _run(named, endpoints, args.report, prepare, conclude, build)
+            return _run(named, endpoints, args, prepare, conclude, build)
     finally:
         if "pyvmm.trace.control" in sys.modules:  # a QMP client may have turned events on
             from pyvmm.trace import control
@@ -128,7 +130,7 @@ def run_machine(
 def _run(
     config: MachineConfig,
     endpoints: list[Endpoint],
-    report_path: str | None,
+    args: argparse.Namespace,
     prepare: Callable[[Machine], ConsoleOutput | None] | None,
     conclude: Callable[[Ending], Ending] | None,
     build: Callable[[MachineConfig, frozenset[str]], Machine] | None,
@@ -137,13 +139,16 @@ def _run(
     from pyvmm.machine.builder import build_machine, install_kick_signal
     from pyvmm.qmp.monitor import Monitor
 
+    report_path: str | None = args.report
     if report_path is not None:
         _check_writable(report_path)
     quirks = resolve_quirks(config.quirks)
     install_kick_signal()
     with (build or build_machine)(config, quirks) as machine, contextlib.ExitStack() as outputs:
-        if endpoints:
-            outputs.enter_context(Monitor(machine, endpoints))
+        if endpoints or config.incoming:
+            monitor = outputs.enter_context(Monitor(machine, endpoints))
+            if config.incoming:
+                take_guest_in(monitor, args)
         further = prepare(machine) if prepare is not None else None
         if further is not None:
             outputs.callback(further.close)
@@ -261,7 +266,7 @@ def write_report(path: str, report: dict[str, Any]) -> None:
 
 def explain_ending(ending: Ending) -> None:
     """What a person should know about an end that was not clean, on stderr."""
-    if ending.kind in ("timeout", "quit") and ending.status:
+    if ending.kind in ("timeout", "quit", "incoming-failed") and ending.status:
         complain(f"pyvmm: {ending.reason}")
     elif ending.status == EXIT_GUEST_CRASHED and ending.crash is not None:
         from pyvmm.machine.crash_report import text_lines

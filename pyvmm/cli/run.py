@@ -17,6 +17,7 @@ from pyvmm.cli.machine_options import (
     resolve_quirks,
     run_machine,
 )
+from pyvmm.cli.migration_options import is_incoming
 from pyvmm.machine.config import (
     DEFAULT_MEMORY,
     DebugExitConfig,
@@ -82,6 +83,8 @@ def config_of(args: argparse.Namespace) -> MachineConfig:
         no_reboot=args.no_reboot,
         no_shutdown=args.no_shutdown,
         start_paused=args.start_paused,
+        incoming=is_incoming(args),
+        dirty_log=args.dirty_log,
         devices=settle_address(devices_of(args), words, removed),
         testdev="testdev" in args.device,
         quirks=quirks,

@@ -82,12 +82,21 @@ class IncomingMigration:
         if self._thread.is_alive():
             raise DeadlineError(f"the incoming migration did not end within {timeout:g} s")
 
-    def close(self) -> None:
-        """Wait no more; a migration that is under way fails."""
+    @property
+    def alive(self) -> bool:
+        """Whether the thread is still at it."""
+        return self._thread.is_alive()
+
+    def give_up(self) -> None:
+        """Wait no more; a migration that is under way fails, and its guest will not run here."""
         self._closing = True
         self._listener.close()
         if self._channel is not None:
             self._channel.abort()
+
+    def close(self) -> None:
+        """The same, and wait for the thread's end."""
+        self.give_up()
         self._thread.join(LINGER)
 
     def _main(self) -> None:
@@ -152,6 +161,11 @@ class IncomingMigration:
         self._on_loop(self._on_loop(lambda: target.prepare(payload)))
         channel.send(Message.LOADED)
         go: Go = decode(expect(channel, Message.GO)[1], Go)
-        self._on_loop(lambda: target.take_over(go.running))
+        self._on_loop(lambda: self._take_over(go.running))
         with contextlib.suppress(ChannelError):  # the guest is ours; that the source does not hear it changes nothing
             channel.send(Message.RUNNING)
+
+    def _take_over(self, running: bool) -> None:
+        if self._closing:
+            raise ChannelError("this machine is ending")
+        self._target.take_over(running)

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from pyvmm.devices.state import decode_fields
-from pyvmm.errors import HostError, SectionError
+from pyvmm.errors import HostError, SectionError, StateError
 from pyvmm.machine.machine import Machine
 from pyvmm.machine.run_state import RunState
 from pyvmm.migration.machine_state import (
@@ -42,7 +42,12 @@ class LiveMachine:
 
     def is_running(self) -> bool:
         """Whether the guest runs. StateError if it has ended: there is nothing to move."""
+        self._check_alive()
         return self._machine.run_state is RunState.RUNNING
+
+    def _check_alive(self) -> None:
+        if self._machine.ending is not None:
+            raise StateError(f"the guest has ended ({self._machine.ending.kind})")
 
     def pause(self) -> None:
         """Park vCPUs, finish what devices have under way."""
@@ -53,7 +58,8 @@ class LiveMachine:
         self._machine.resume()
 
     def save(self) -> bytes:
-        """All state but RAM."""
+        """All state but RAM. StateError if the guest has ended meanwhile."""
+        self._check_alive()
         return encode_sections(save_machine(self._machine))
 
     def release(self) -> None:
@@ -104,7 +110,7 @@ class LiveMachine:
         """The guest is ours."""
         for device in self._machine.devices:
             device.claim()
-        if running:
+        if running and not self._machine.config.start_paused:
             self._machine.resume()
         else:
             self._machine.pause()

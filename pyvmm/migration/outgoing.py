@@ -89,13 +89,19 @@ class OutgoingMigration:
         """Why it failed."""
         self.counters = RamCounters()
         self.remaining_pages = 0
+        """At the begin of this round."""
+        self.standing_still = False
+        """Whether the guest is about to be handed over: nobody but the migration may let it run."""
+        self._pages_before = 0
         self.dirty_rate = 0.0
         """Pages a second, as the last round saw it."""
         self.bandwidth = 0.0
         """Bytes a second, likewise."""
+        self.downtime_bytes = 0
+        """Sent while the guest stood still."""
         self.downtime: float | None = None
         """Seconds the guest stood still here; ``None`` until it is over."""
-        self.started_at = self.ended_at = 0.0
+        self.started_at = self.active_at = self.ended_at = 0.0
         self.capabilities = capabilities
         self._parameters = parameters
         self._source = source
@@ -139,6 +145,21 @@ class OutgoingMigration:
             raise DeadlineError(f"the migration did not end within {timeout:g} s")
 
     @property
+    def alive(self) -> bool:
+        """Whether the thread is still at it."""
+        return self._thread.is_alive()
+
+    @property
+    def remaining_bytes(self) -> int:
+        """Of RAM, still to be sent, as far as is known."""
+        return max(0, self.remaining_pages - (self.counters.pages - self._pages_before)) * PAGE_SIZE
+
+    @property
+    def parameters(self) -> Parameters:
+        """The limits that count now."""
+        return self._parameters
+
+    @property
     def throttle_percentage(self) -> int:
         """How much the guest is slowed down now."""
         return self._throttle.percentage
@@ -179,6 +200,7 @@ class OutgoingMigration:
                 self._channel = channel
             send_struct(channel, Message.HELLO, Hello(VERSION, self._on_loop(source.describe)))
             check_version(expect(channel, Message.HELLO)[1])
+            self.active_at = time.monotonic()
             self._change(MigrationStatus.ACTIVE)
             sender = RamSender(
                 channel, self.counters, lambda: self._parameters.max_bandwidth, compress=self.capabilities.compress
@@ -196,6 +218,7 @@ class OutgoingMigration:
         """Until what is left can be sent within the downtime allowed."""
         source = self._source
         self._on_loop(source.dirty.start)
+        self.remaining_pages = sum(count for region in source.memory.regions for _, count in region.present())
         began, sent = time.monotonic(), self.counters.bytes
         sender.send_present(source.memory)
         while True:
@@ -205,7 +228,7 @@ class OutgoingMigration:
             sets = source.dirty.harvest()
             pages = sum(page_set.count for page_set in sets)
             self.bandwidth, self.dirty_rate = (self.counters.bytes - sent) / seconds, pages / seconds
-            self.remaining_pages = pages
+            self.remaining_pages, self._pages_before = pages, self.counters.pages
             T.migration_pass.on and T.migration_pass(self.counters.rounds, pages, int(self.bandwidth))
             if self._fits(pages):
                 _give_back(sets)
@@ -240,17 +263,22 @@ class OutgoingMigration:
     def _finish(self, channel: Channel, sender: RamSender) -> None:
         source = self._source
         self._throttle.stop()
+        self.standing_still = True
         self._change(MigrationStatus.DEVICE)
         paused_at = time.monotonic()
         self._on_loop(self._pause)
-        sets = source.dirty.harvest()
+        self._on_loop(_pass)  # what the guest had asked for before it stood still (its end, a reset) is done by now
+        sets, before = source.dirty.harvest(), self.counters.bytes
         try:
             sender.send_dirty(sets)
         except BaseException:
             _give_back(sets)
             raise
-        self.remaining_pages = 0
-        channel.send(Message.STATE, self._on_loop(source.save))
+        self.downtime_bytes = self.counters.bytes - before
+        self.remaining_pages, self._pages_before = 0, self.counters.pages
+        state = self._on_loop(source.save)
+        channel.send(Message.STATE, state)
+        self.downtime_bytes += len(state)
         expect(channel, Message.LOADED)
         self._on_loop(source.release)
         with self._lock:
@@ -266,6 +294,7 @@ class OutgoingMigration:
             ) from None
         self.downtime = time.monotonic() - paused_at
         self._on_loop(source.handed_over)
+        self.standing_still = False
         self._change(MigrationStatus.COMPLETED)
 
     def _pause(self) -> None:
@@ -282,6 +311,7 @@ class OutgoingMigration:
                 self._on_loop(self._go_on)
             except (DeadlineError, StateError) as error:
                 reason = f"{reason}; and the guest cannot go on: {error}"
+        self.standing_still = False
         self.problem = None if cancelled else reason
         T.migration_failed.on and T.migration_failed(reason)
         self._change(MigrationStatus.CANCELLED if cancelled else MigrationStatus.FAILED)
@@ -291,6 +321,10 @@ class OutgoingMigration:
         if self._paused_here:
             self._paused_here = False
             self._source.resume()
+
+
+def _pass() -> None:
+    """A turn of the loop."""
 
 
 def _give_back(sets: Sequence[PageSet]) -> None:

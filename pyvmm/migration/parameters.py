@@ -71,6 +71,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", fo
     zero_blocks: bool = True
     compress: bool = False
     """LZ4, for links that are slower than compressing."""
+    events: bool = False
+    """Clients are told by MIGRATION and MIGRATION_PASS."""
     x_colo: bool = False
 
 

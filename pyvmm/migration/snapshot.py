@@ -210,6 +210,7 @@ def _portable(config: MachineConfig) -> MachineConfig:
         devices=devices,
         quirks=None,
         start_paused=False,
+        incoming=False,
     )
 
 

@@ -43,7 +43,15 @@ class QmpClient:
             link.close()
             raise
 
-    def execute(self, name: str, arguments: dict[str, Any] | None = None, *, oob: bool = False) -> Any:
+    def execute_with_descriptor(self, name: str, arguments: dict[str, Any], fd: int) -> Any:
+        """The same, with a descriptor of the caller's that goes along; unix sockets only (HostError)."""
+        if self._link.family != socket.AF_UNIX:
+            raise HostError(f"{self.label}: a descriptor can be sent over a unix socket only")
+        return self.execute(name, arguments, fd=fd)
+
+    def execute(
+        self, name: str, arguments: dict[str, Any] | None = None, *, oob: bool = False, fd: int | None = None
+    ) -> Any:
         """The ``return`` member. CommandError if it is refused, DeadlineError, HostError if the machine is gone."""
         self._number += 1
         message: dict[str, Any] = {"exec-oob" if oob else "execute": name, "id": self._number}
@@ -52,7 +60,10 @@ class QmpClient:
         deadline = time.monotonic() + self._timeout
         try:
             self._link.settimeout(self._timeout)
-            self._link.sendall(json.dumps(message).encode() + b"\n")
+            line = json.dumps(message).encode() + b"\n"
+            if fd is not None:
+                line = line[socket.send_fds(self._link, [line], [fd]) :]
+            self._link.sendall(line)
         except TimeoutError:
             raise DeadlineError(f"{self.label}: takes no command within {self._timeout:g} s") from None
         except OSError as error:

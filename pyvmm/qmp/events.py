@@ -36,6 +36,21 @@ class GuestPanickedData(QmpStruct):
     action: Literal["pause", "poweroff", "run"]
 
 
+class MigrationData(QmpStruct):
+    """Of MIGRATION."""
+
+    status: Literal[
+        "none", "setup", "cancelling", "cancelled", "active", "postcopy-active", "postcopy-paused", "postcopy-recover",
+        "completed", "failed", "colo", "pre-switchover", "device", "wait-unplug",
+    ]  # fmt: skip
+
+
+class MigrationPassData(QmpStruct):
+    """Of MIGRATION_PASS; ``pass`` begins with 1."""
+
+    pass_: int = msgspec.field(name="pass")
+
+
 EVENTS: dict[str, type[QmpStruct] | None] = {
     "STOP": None,
     "RESUME": None,
@@ -43,6 +58,8 @@ EVENTS: dict[str, type[QmpStruct] | None] = {
     "SHUTDOWN": ShutdownData,
     "RESET": ShutdownData,
     "GUEST_PANICKED": GuestPanickedData,
+    "MIGRATION": MigrationData,
+    "MIGRATION_PASS": MigrationPassData,
 }
 
 _QUIT_REASONS = {"signal": "host-signal", "console": "host-ui", "qmp": "host-qmp-quit"}

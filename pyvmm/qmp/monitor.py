@@ -18,6 +18,8 @@ from pyvmm.qmp.endpoints import Endpoint
 
 if TYPE_CHECKING:
     from pyvmm.machine.machine import Machine
+    from pyvmm.migration.manager import MigrationManager
+    from pyvmm.migration.parameters import MigrationStatus
     from pyvmm.qmp.server import Server
 
 END_DEADLINE = 3.0
@@ -35,6 +37,8 @@ class Monitor(MachineObserver):
         self._closing = False
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._lock = threading.Lock()
+        self._migration: MigrationManager | None = None
+        self._migration_lock = threading.Lock()
         self._descriptors: dict[str, int] = {}
         self._thread = threading.Thread(target=self._main, name="qmp", daemon=True)
         machine.observers.add(self)
@@ -45,6 +49,24 @@ class Monitor(MachineObserver):
         server = self._server
         if server is not None and not self._closing:
             server.emit(name, data)
+
+    @property
+    def migration(self) -> MigrationManager:
+        """The machine's migrations, from any thread; what they need is imported when somebody asks for them."""
+        with self._migration_lock:
+            if self._migration is None:
+                from pyvmm.migration.manager import MigrationManager
+
+                self._migration = MigrationManager(self.machine, self._migration_status, self._migration_round)
+            return self._migration
+
+    def _migration_status(self, status: MigrationStatus) -> None:
+        if self.migration.capabilities.events:
+            self.emit("MIGRATION", {"status": status.value})
+
+    def _migration_round(self, number: int) -> None:
+        if self.migration.capabilities.events:
+            self.emit("MIGRATION_PASS", {"pass": number})
 
     def ring(self) -> None:
         """From any thread: have the server look at what there is to do."""
@@ -69,7 +91,9 @@ class Monitor(MachineObserver):
             return self._descriptors.pop(name, None)
 
     def close(self) -> None:
-        """Send what waits, with a deadline, and end."""
+        """End migrations, send what waits, with a deadline, and end. Called in the thread that ran the loop."""
+        if self._migration is not None:
+            self._migration.close()
         self._closing = True
         self.ring()
         self._thread.join(END_DEADLINE)

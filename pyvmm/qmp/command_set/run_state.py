@@ -52,12 +52,17 @@ def cont(context: CommandContext) -> None:
     if state in ENDED:
         raise QmpError("Resetting the Virtual Machine is required")
     if state is not RunState.RUNNING:
+        context.monitor.migration.before_resume()
         context.machine.resume()
 
 
 @command("system_reset")
 def system_reset(context: CommandContext) -> None:
     """A power-on anew; one that has ended (--no-shutdown) is ready to run again then."""
+    if context.machine.run_state in (RunState.INMIGRATE, RunState.POSTMIGRATE):
+        raise QmpError("The guest is not here: it is expected from, or went to, another machine")
+    if context.monitor.migration.standing_still:
+        raise QmpError("There's a migration process in progress")
     context.machine.request_reset("QMP system_reset", by_guest=False)
 
 

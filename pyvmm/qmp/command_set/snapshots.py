@@ -40,6 +40,7 @@ class SnapshotInfo(QmpStruct):
 @command("snapshot-save", states=_STANDING)
 def snapshot_save(context: CommandContext, arguments: SnapshotSaveArguments) -> SnapshotInfo:
     """Write a snapshot; a running machine stands still meanwhile."""
+    context.monitor.migration.refuse_while_under_way()
     path = snapshot_path(arguments.tag, make_folder=True)
     header = save_snapshot(context.machine, path, description=arguments.description)
     return SnapshotInfo(path=path, id=header.id, pages=sum(part.pages for part in header.ram))
@@ -48,6 +49,7 @@ def snapshot_save(context: CommandContext, arguments: SnapshotSaveArguments) -> 
 @command("snapshot-load", states=_STANDING)
 def snapshot_load(context: CommandContext, arguments: SnapshotLoadArguments) -> SnapshotInfo:
     """Put the machine back to a snapshot. It goes on from there if it ran when it was told to."""
+    context.monitor.migration.refuse_while_under_way()
     machine = context.machine
     running = machine.run_state is RunState.RUNNING
     path = snapshot_path(arguments.tag)
