@@ -101,8 +101,8 @@ def config_of(args: argparse.Namespace) -> MachineConfig:
     """The configuration that ``args`` ask for."""
     if args.exec and args.debug_exit is not None:
         raise ConfigError("--debug-exit cannot be moved with --exec: init reports the command's status there")
-    if args.exec and args.incoming:
-        raise ConfigError("--exec and --incoming exclude each other: the guest is running already")
+    if args.incoming and (args.exec or args.fast):
+        raise ConfigError("--incoming excludes --exec and --fast: the guest that comes is running already")
     kernel, devices, root_words = find_kernel(args.kernel), devices_of(args), []
     initramfs = None
     if args.root == "disk":
