@@ -43,12 +43,14 @@ def test_the_event_is_a_level_until_the_guest_clears_it() -> None:
     line = FakeLine()
     pm = AcpiPm(nothing, line)
     pm.raise_generation_event()
-    assert line.edges == 0
+    assert line.driven == []
     pm.write(GPE0_EN, 1, 0xFF)
-    assert line.driven[-1] and pm.read(GPE0_STS, 1) == 1 and pm.read(GPE0_EN, 1) == 1
+    assert line.driven == [True]
+    assert (pm.read(GPE0_STS, 1), pm.read(GPE0_EN, 1)) == (1, 1)
     pm.press_power_button()
     pm.write(GPE0_STS, 1, 1)
-    assert line.driven[-1] is False and pm.read(GPE0_STS, 1) == 0
+    assert line.driven == [True, False]
+    assert pm.read(GPE0_STS, 1) == 0
 
 
 def test_firmware_tells_where_it_is() -> None:
