@@ -22,7 +22,6 @@
 #include <linux/reboot.h>
 
 #define DEBUG_EXIT_PORT 0xf4
-#define CONSOLE "/dev/ttyS0"
 #define COMMAND_LINE_MAX 4096
 #define W_OK 2
 #define EXEC_ARGUMENT "pyvmm.exec="
@@ -190,6 +189,7 @@ static char *ask_for_task(void)
 
 /* ---- children ---- */
 
+static const char console[] = "/dev/ttyS0";
 static const char *const environment[] = {
 	"PATH=/bin:/sbin:/usr/bin:/usr/sbin", "HOME=/root", "TERM=linux", "PS1=tiny:\\w\\$ ", 0,
 };
@@ -197,9 +197,9 @@ static unsigned long watched; /* the signals that init waits for instead of bein
 
 #define BIT(signal) (1ul << ((signal) - 1))
 
-static void replace(int fd, const char *path)
+static void replace(int fd, const char *path, int flags)
 {
-	long file = call(__NR_open, P(path), O_RDWR, 0, 0, 0);
+	long file = call(__NR_open, P(path), O_RDWR | flags, 0, 0, 0);
 
 	if (file < 0)
 		return; /* what the kernel opened for init stays */
@@ -208,7 +208,8 @@ static void replace(int fd, const char *path)
 }
 
 /* Starts a program in a session of its own, reading from `input` and writing to the serial line, `script` (if not
- * negative) as its descriptor SCRIPT_FD; gives its process ID. A session leader gets the first terminal it opens as its own: job control and Ctrl-C work. */
+ * negative) as its descriptor SCRIPT_FD; gives its process ID. One that reads from the serial line has it as its own
+ * terminal: job control and Ctrl-C work. */
 static long start(const char *const *arguments, const char *input, long script)
 {
 	long child = call(__NR_fork, 0, 0, 0, 0, 0);
@@ -217,8 +218,14 @@ static long start(const char *const *arguments, const char *input, long script)
 		return child;
 	call(__NR_rt_sigprocmask, SIG_UNBLOCK, P(&watched), 0, sizeof(watched), 0);
 	call(__NR_setsid, 0, 0, 0, 0, 0);
-	replace(0, input);
-	replace(1, CONSOLE);
+	/*
+	 * When the leader of a terminal's session ends, the terminal is hung up, and what it has not sent yet is thrown
+	 * away. A command's output must not be: it gets no terminal of its own.
+	 */
+	int flags = input == console ? 0 : O_NOCTTY;
+
+	replace(0, input, flags);
+	replace(1, console, flags);
 	call(__NR_dup2, 1, 2, 0, 0, 0);
 	if (script >= 0)
 		call(__NR_dup2, script, SCRIPT_FD, 0, 0, 0);
@@ -324,7 +331,7 @@ static void keep_shell(void)
 {
 	/* A leading "-" would make it a login shell, which reads /etc/profile. */
 	const char *const shell[] = { "/bin/sh", "-i", 0 };
-	long child = start(shell, CONSOLE, -1), ended;
+	long child = start(shell, console, -1), ended;
 	int status;
 
 	for (;;) {
@@ -345,7 +352,7 @@ static void keep_shell(void)
 					continue;
 				if (status) /* do not spin if it cannot even start */
 					sleep_nanoseconds(1000000000);
-				child = start(shell, CONSOLE, -1);
+				child = start(shell, console, -1);
 			}
 			break;
 		}

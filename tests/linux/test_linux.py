@@ -33,7 +33,8 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.Comple
         "echo to stderr >&2; cat /nonexistent",
         "dd if=/dev/urandom of=/tmp/a bs=64k count=8 2>/dev/null; cp /tmp/a /tmp/b; cmp /tmp/a /tmp/b && echo same",
         "cat /sys/class/misc/hw_random/rng_current; head -c 4096 /dev/hwrng | wc -c",
-        "exit 7",
+        # The end of a session must not throw away what its terminal has not sent yet.
+        r"head -c 3000 /dev/zero | tr '\0' x; exit 7",
     ]
     arguments = [word for command in commands for word in ("--exec", command)]
     done = pyvmm(
@@ -70,6 +71,7 @@ def test_output_is_complete_and_nothing_of_the_kernel_is_in_it(
     assert "to stderr\n" in out
     assert "can't open '/nonexistent'" in out
     assert "same\n" in out
+    assert out.endswith("x" * 3000), out[-100:]
 
 
 def test_the_last_status_is_pyvmms(session: tuple[subprocess.CompletedProcess[bytes], dict[str, object]]) -> None:
