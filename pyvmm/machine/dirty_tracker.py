@@ -3,7 +3,8 @@
 Two methods with the same answer. ``bitmap``: KVM keeps a bit for each page; asking costs time with the memory's size.
 ``ring``: each vCPU publishes the pages it wrote in a ring; asking costs time with the pages written, but a ring that
 fills up stops its vCPU until it is emptied, and the memory for it is there from the machine's first day, since KVM
-wants to know before there are vCPUs.
+wants to know before there are vCPUs. A KVM that shadows the guest's page tables (PVM, or no EPT or NPT) marks up to 512
+pages at one go, more than the 64 it keeps room for in a ring, and then loses some: that is noticed, and an error.
 
 A migration asks again and again::
 
@@ -18,6 +19,7 @@ Whoever cannot use what it harvested gives it back (:meth:`PageSet.give_back`), 
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
@@ -86,6 +88,8 @@ class DirtyTracker:
     def __init__(self, vm: Vm, memory: GuestMemory, method: Method) -> None:
         self.method = method
         self.active = False
+        self._overran = False
+        """Whether a ring ever lost pages; what it says cannot be trusted then."""
         self._vm = vm
         self._memory = memory
         self._manual = bool(vm.check_extension("KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2"))
@@ -130,6 +134,11 @@ class DirtyTracker:
                 raise StateError("dirty pages are not logged: start logging first")
             if self.method == "ring":
                 self.reap()
+                if self._overran:
+                    raise StateError(
+                        "KVM logged more pages at once than its dirty ring has room for, and lost some, as it does where"
+                        " it shadows page tables; start the machine with --dirty-log bitmap"
+                    )
             else:
                 self._get_bitmaps()
             sets = []
@@ -149,11 +158,28 @@ class DirtyTracker:
             if result < 0:
                 raise KvmError("KVM_GET_DIRTY_LOG", -result)
 
+    def make_room(self, vcpu: Vcpu) -> None:
+        """A full ring has stopped ``vcpu``: empty it."""
+        with self._lock:
+            if lib.pv_dirty_ring_skip(self._rings[vcpu.index]):
+                self._overran = True
+            self.reap()
+
     def reap(self) -> None:
-        """Empty the rings into the regions' marks: for a harvest, and whenever a full ring has stopped its vCPU."""
+        """Empty the rings into the regions' marks."""
         with self._lock:
             taken = 0
             for ring in self._rings:
-                taken += lib.pv_dirty_ring_reap(ring, self._marks, self._pages, len(self._pages))
-            if taken:
-                self._vm.reset_dirty_rings()
+                count = lib.pv_dirty_ring_reap(ring, self._marks, self._pages, len(self._pages))
+                self._overran |= count == RING_ENTRIES
+                taken += count
+            if not taken:
+                return
+            # A signal that is pending, as the one that stops a vCPU, would end KVM's work early (Linux 6.16 on): pages
+            # it has not come to would stay writable, and what is written there would not be logged.
+            blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            try:
+                done = self._vm.reset_dirty_rings()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            self._overran |= done != taken

@@ -40,7 +40,7 @@ class ExitHandler:
             # Nothing but the work-around filters MSRs, and it answers natively; the default answer is #GP.
             pass
         elif kind == lib.PV_EXIT_DIRTY_RING_FULL:
-            machine.dirty.reap()
+            machine.dirty.make_room(thread.vcpu)
         elif kind == lib.PV_EXIT_ERRNO:
             reason = f"KVM_RUN on vCPU {thread.vcpu.index}: {os.strerror(exit_.error)}"
             machine.crash(thread, "vcpu-error", reason)

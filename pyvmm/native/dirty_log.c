@@ -57,6 +57,25 @@ long pv_dirty_ring_reap(struct pv_dirty_ring *ring, uint64_t *const *marks, cons
 	return count;
 }
 
+/*
+ * Behind entries that KVM overwrote before they were taken (it had more than the ring holds) comes a gap that KVM counts
+ * as used: hand it back as taken, or the vCPU never runs again. Call it only while the ring is full. Returns its length.
+ */
+long pv_dirty_ring_skip(struct pv_dirty_ring *ring)
+{
+	struct kvm_dirty_gfn *entries = ring->entries;
+	uint32_t gap = 0;
+
+	while (gap < ring->size && __atomic_load_n(&entries[(ring->next + gap) % ring->size].flags, __ATOMIC_ACQUIRE) !=
+					   KVM_DIRTY_GFN_F_DIRTY)
+		gap++;
+	if (gap == ring->size)
+		return 0;
+	for (uint32_t i = 0; i < gap; i++)
+		__atomic_store_n(&entries[ring->next++ % ring->size].flags, KVM_DIRTY_GFN_F_RESET, __ATOMIC_RELEASE);
+	return gap;
+}
+
 /* Map the ring of `size` entries behind a vCPU's kvm_run; 0 or -errno. */
 int pv_dirty_ring_map(struct pv_dirty_ring *ring, int vcpu_fd, uint32_t size)
 {

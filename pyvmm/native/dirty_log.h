@@ -26,6 +26,7 @@ struct pv_dirty_ring {
 
 long pv_dirty_log_get(int vm_fd, uint32_t slot, uint64_t pages, int manual, uint64_t *scratch, uint64_t *marks);
 long pv_dirty_ring_reap(struct pv_dirty_ring *ring, uint64_t *const *marks, const uint64_t *pages, uint32_t slots);
+long pv_dirty_ring_skip(struct pv_dirty_ring *ring);
 int pv_dirty_ring_map(struct pv_dirty_ring *ring, int vcpu_fd, uint32_t size);
 void pv_dirty_ring_unmap(struct pv_dirty_ring *ring);
 uint64_t pv_dirty_count(const uint64_t *bits, size_t words);
