@@ -136,7 +136,7 @@ class DirtyTracker:
                 self.reap()
                 if self._overran:
                     raise StateError(
-                        "KVM logged more pages at once than its dirty ring has room for, and lost some, as it does where"
+                        "KVM logged more pages at once than its dirty ring has room for and lost some, as it does where"
                         " it shadows page tables; start the machine with --dirty-log bitmap"
                     )
             else:
