@@ -9,11 +9,10 @@
                +--------------------------------------------------------------+
     behind it  | state: sections.py's stream, with its own CRCs               |
                +--------------------------------------------------------------+
-    4096 * n   | RAM, region by region, page by page; zero pages are holes    |   compression "none"
-               | or: zstd frames of batches (native/ram_stream.h)             |   compression "zstd"
+    4096 * n   | RAM, region by region, page by page; zero pages are holes    |
                +--------------------------------------------------------------+
 
-RAM that is not compressed is mapped, not read: a guest of any size starts at once and gets its pages as it uses them.
+RAM is mapped, not read: a guest of any size starts at once and gets its pages as it uses them.
 So its CRC is checked only when somebody asks for it (``pyvmm snapshot info --verify``); the rest always is, and so is
 the file's length. A file appears under its name whole or not at all, and is never changed afterwards.
 """
@@ -50,7 +49,7 @@ class RamPart(msgspec.Struct, frozen=True, kw_only=True):
     size: U64
     offset: U64
     length: U64
-    """Bytes in the file: ``size``, or less if compressed."""
+    """Bytes in the file: ``size``."""
     pages: U64
     """Pages that are not zero."""
     crc: U32
@@ -75,7 +74,7 @@ class SnapshotHeader(msgspec.Struct, frozen=True, kw_only=True):
     pyvmm: _Text
     config: dict[str, Any]
     """MachineConfig; paths are absolute."""
-    compression: Literal["none", "zstd"]
+    compression: Literal["none"]
     state_size: Annotated[int, Meta(ge=0, le=STATE_MAX)]
     ram: Annotated[tuple[RamPart, ...], Meta(min_length=1, max_length=16)]
     disks: Annotated[tuple[DiskStamp, ...], Meta(max_length=64)]
@@ -140,7 +139,7 @@ class SnapshotFile:
     def _check_layout(self, header: SnapshotHeader, state_offset: int) -> None:
         end = state_offset + header.state_size
         for part in header.ram:
-            whole = part.length == part.size if header.compression == "none" else part.length <= 2 * part.size + 4096
+            whole = part.length == part.size
             if part.offset % PAGE_SIZE or part.size % PAGE_SIZE or not part.size or part.offset < end or not whole:
                 raise ImageError(self.path, "ram", f"the region at {part.gpa:#x} is not where one can be")
             end = part.offset + part.length
