@@ -18,6 +18,7 @@ from pathlib import Path
 
 from guests.linux.cpio import Member, file, folder, write_archive
 from pyvmm.errors import HostError
+from tests.lab import stock_guest
 from tests.lab.debian_kernel import LabKernel, find_kernel
 from tests.lab.root_images import REPOSITORY, project_files, system_image, write_squashfs
 
@@ -93,6 +94,7 @@ def run_in_lab(command: str, work: Path, deadline: float, interactive: bool = Fa
     work.mkdir(parents=True)
     project, results = work / "project.squashfs", work / "results.tar"
     system = system_image()
+    stock_guest.prepare(kernel)
     write_squashfs(project_files(), project)
     with results.open("wb") as empty:
         empty.truncate(RESULTS_SIZE)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]
 
-FOLDERS = ("linux", "guest", "kvm")
+FOLDERS = ("linux", "stock", "guest", "kvm")
 """In the order they run: what matters most first, should the time not be enough."""
 
 NOT_IN_LAB = {
