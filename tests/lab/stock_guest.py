@@ -20,7 +20,8 @@ FOLDER = REPOSITORY / "build" / "stock-guest"
 MODULES = ("virtio_mmio", "virtio_blk", "virtio_rng")
 
 INIT = """#!/bin/sh
-mount -t proc proc /proc; mount -t sysfs sysfs /sys; mount -t devtmpfs dev /dev
+# The shell finds its own commands by /proc/self/exe.
+/bin/busybox mount -t proc proc /proc; mount -t sysfs sysfs /sys; mount -t devtmpfs dev /dev
 for module in /modules/*; do insmod $module || echo "no $module"; done
 for device in /sys/bus/virtio/devices/*; do
   echo "$(basename $device) $(cat $device/device) $(basename $(readlink $device/driver))"
