@@ -22,8 +22,8 @@ def test_a_distribution_s_kernel_finds_its_devices(tmp_path: Path) -> None:
     disk.write_bytes(content)
     done = pyvmm(
         "run", str(FOLDER / "vmlinuz"), "--initrd", str(FOLDER / "initramfs.cpio"), "--memory", "256M",
-        "--append", "console=ttyS0 quiet panic=-1 8250.nr_uarts=1", "--no-reboot", "--disk", f"{disk},readonly", "--rng",
-        "--timeout", str(DEADLINE), "--report", str(report), timeout=DEADLINE + 30,
+        "--append", "console=ttyS0 quiet panic=-1 8250.nr_uarts=1", "--disk", f"{disk},readonly", "--rng",
+        "--no-reboot", "--timeout", str(DEADLINE), "--report", str(report), timeout=DEADLINE + 30,
     )  # fmt: skip
     said = done.stdout.decode().replace("\r\n", "\n")
     assert done.returncode == 0, said[-3000:] + done.stderr.decode()
