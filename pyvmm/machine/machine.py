@@ -22,7 +22,7 @@ from pyvmm.arch.x86.boot import LoadedImage
 from pyvmm.devices.bus import Bus
 from pyvmm.devices.debug_exit import debug_exit_status
 from pyvmm.devices.device import Device
-from pyvmm.errors import PyvmmError, StateError
+from pyvmm.errors import DeadlineError, PyvmmError, StateError
 from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.kvm.vm import Vm
 from pyvmm.machine.config import MachineConfig
@@ -162,13 +162,17 @@ class Machine:
             self.resume()
 
     def pause(self, new_state: RunState = RunState.PAUSED) -> None:
-        """Park every vCPU between two instructions. DeadlineError if one does not come out."""
+        """Park every vCPU between two instructions, devices at rest. DeadlineError, and all go on, if one does not."""
         running = self.run_state is RunState.RUNNING
         if running:
-            self._park_all()
-            for vcpu in self.vcpus:
-                vcpu.settle_user_entry()
-            self.pause_devices(True)
+            try:
+                self._park_all()
+                for vcpu in self.vcpus:
+                    vcpu.settle_user_entry()
+                self.pause_devices(True)
+            except DeadlineError:
+                self._let_run()
+                raise
         self._run_state.change(new_state)
         if running:
             self.observers.stopped()
@@ -217,12 +221,15 @@ class Machine:
         """Let no device touch guest memory, or let them again; a run state's change sees to it by itself."""
         if paused == self._devices_paused:
             return
+        with contextlib.ExitStack() as undo:
+            for device in self.devices:
+                if paused:
+                    device.pause()
+                    undo.callback(device.resume)
+                else:
+                    device.resume()
+            undo.pop_all()
         self._devices_paused = paused
-        for device in self.devices:
-            if paused:
-                device.pause()
-            else:
-                device.resume()
 
     def _park_all(self) -> None:
         self.backend.gate.hold_open(True)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pyvmm.devices.device import Device
 from pyvmm.errors import ConfigError, DeadlineError, HostError, ImageError, PyvmmError
 from pyvmm.machine import machine as machine_module
 from pyvmm.machine import vcpu_thread
@@ -17,6 +18,7 @@ from pyvmm.machine.builder import build_machine
 from pyvmm.machine.config import DebugExitConfig, MachineConfig
 from pyvmm.machine.ending import Ending
 from pyvmm.machine.machine import Machine
+from pyvmm.machine.run_state import RunState
 from pyvmm.native import lib
 from tests.framework.port_devices import PORT, Actor
 from tests.framework.real_mode import COUNT_FOREVER, HLT_FOREVER, SPIN, image, out8, text
@@ -73,6 +75,35 @@ def test_a_vcpu_that_a_device_keeps_is_told_and_nothing_is_taken_from_under_it(
     leave.set()
     machine.close()
     assert machine.vm.fd < 0 and actor.written == [1]
+
+
+class Restless(Device):
+    """Counts its pauses; the first ``busy`` of them fail."""
+
+    def __init__(self, busy: int = 0) -> None:
+        self.busy = busy
+        self.pauses = 0
+
+    def pause(self) -> None:
+        if self.busy:
+            self.busy -= 1
+            raise DeadlineError("a request did not end")
+        self.pauses += 1
+
+    def resume(self) -> None:
+        self.pauses -= 1
+
+
+def test_a_device_that_does_not_come_to_rest_leaves_the_machine_running(machine_of: Build) -> None:
+    machine = machine_of(COUNT_FOREVER)
+    quiet, busy = Restless(), Restless(busy=1)
+    machine.devices += [quiet, busy]
+    machine.start()
+    with pytest.raises(DeadlineError, match="a request did not end"):
+        machine.pause()
+    assert quiet.pauses == busy.pauses == 0 and machine.run_state is RunState.RUNNING
+    machine.pause()
+    assert quiet.pauses == busy.pauses == 1
 
 
 @pytest.mark.parametrize("interrupts", [0, 2], ids=["collected natively", "by the device"])
