@@ -231,11 +231,12 @@ int pv_queue_rewind(struct pv_queue *q, uint16_t count)
  */
 int pv_queue_put(struct pv_queue *q, const struct pv_chain *chain, uint16_t ahead, uint32_t written)
 {
+	/* Before anything else: memory was written, also if another chain has broken the queue meanwhile. */
+	pv_chain_mark(q, chain, 0, written);
 	if (!q->size || q->broken)
 		return PV_QUEUE_STOPPED;
 	if (written > chain->writable_bytes || chain->head >= q->size || ahead >= (uint16_t)(q->next_avail - q->next_used))
 		return PV_QUEUE_MISUSED;
-	pv_chain_mark(q, chain, 0, written);
 	uint32_t entry[2] = {chain->head, written};
 	uint8_t *at = q->used + RING_ENTRIES + 8u * ((uint16_t)(q->next_used + ahead) & (q->size - 1));
 	memcpy(at, entry, sizeof(entry));

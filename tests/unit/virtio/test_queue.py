@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pyvmm.native import ffi
 from pyvmm.virtio.queue import F_EVENT_IDX, F_INDIRECT_DESC, QUEUE_MAX, NeedsReset, VirtQueue
 from tests.unit.virtio.fake_driver import DATA_REGION, REGIONS, RING, Buffer, FakeDriver, Ram, driver_on, ram
 
@@ -156,6 +157,25 @@ def test_marks_reach_every_page_of_a_large_used_ring() -> None:
             queue.push(chain, 0)
         changed = memory.changes(before)
         assert max(changed & driver.used_bytes) > driver.used + 4096
+
+
+def test_what_was_written_for_a_chain_is_marked_also_when_another_chain_broke_the_queue() -> None:
+    with ram(*REGIONS) as memory:
+        driver = driver_on(memory.memory, 8)
+        queue = queue_for(memory, driver)
+        chain, bad = queue.new_chain(), queue.new_chain()
+        driver.offer([Buffer(BUFFERS, 4, True)])
+        driver.offer([Buffer(1 << 40, 4, True)])
+        assert queue.pop(chain)
+        with pytest.raises(NeedsReset):
+            queue.pop(bad)
+        memory.clean()
+        before = memory.snapshot()
+        [(hva, size)] = chain.writable_segments()
+        ffi.memmove(ffi.cast("char *", hva), b"read", size)  # as preadv(2) does, behind the queue's back
+        with pytest.raises(NeedsReset):
+            queue.push(chain, size)
+        assert memory.changes(before) == set(range(BUFFERS, BUFFERS + 4))
 
 
 def test_a_chain_may_be_given_back_only_once_and_with_no_more_than_it_holds() -> None:
