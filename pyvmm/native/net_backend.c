@@ -23,6 +23,7 @@ void pv_backend_lose(struct pv_net *n, int why)
 	n->fd = -1;
 	n->link_up = false;
 	n->link_error = why;
+	n->lost = true;
 	n->readable = false;
 	n->writable = true;
 	n->input_start = n->input_end = n->unit_size = 0;

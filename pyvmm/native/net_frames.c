@@ -303,8 +303,10 @@ static int receive_from_tap(struct pv_net *n)
 	uint32_t written = size < direct ? size : (uint32_t)direct;
 	if (size >= PV_NET_HEADER + PV_NET_FRAME_MIN && size <= largest(n)) {
 		result = take_buffers(n, size);
-		if (result < 0)
+		if (result < 0) {
+			scatter(n, 0, NULL, written); /* the frame is lost with the ring, but memory has changed */
 			return result;
+		}
 		if (result == PV_NET_DONE) {
 			scatter(n, direct, n->input + direct, size - written);
 			hand_over(n, size);

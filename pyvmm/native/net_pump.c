@@ -148,6 +148,7 @@ void pv_net_poke(struct pv_net *n)
 
 /* -- the loop ----------------------------------------------------------------------------------- */
 
+/* Under the lock: a moment later the ring may be another one, of a driver that has reset the device. */
 static int broken(struct pv_net *n, int queue, int result)
 {
 	n->broken_queue = queue;
@@ -159,7 +160,7 @@ static int broken(struct pv_net *n, int queue, int result)
 	return PV_NET_BROKEN;
 }
 
-/* Both return 0, PV_NET_BROKEN or PV_NET_LINK_LOST. */
+/* Both return 0 or PV_NET_BROKEN. */
 static int serve_tx(struct pv_net *n)
 {
 	int flow = PV_NET_DONE;
@@ -175,7 +176,7 @@ static int serve_tx(struct pv_net *n)
 		return broken(n, 1, flow);
 	n->tx_due = flow != PV_NET_NOTHING;
 	n->writable = flow != PV_NET_WAIT && !n->output_end;
-	return flow == PV_NET_GONE ? PV_NET_LINK_LOST : 0;
+	return 0;
 }
 
 static int serve_rx(struct pv_net *n)
@@ -196,7 +197,7 @@ static int serve_rx(struct pv_net *n)
 	n->rx_due = flow != PV_NET_WAIT;
 	if (flow == PV_NET_NOTHING || (flow == PV_NET_DONE && n->kind == PV_NET_TAP))
 		n->readable = false; /* a tap that has more says so again: level-triggered */
-	return flow == PV_NET_GONE ? PV_NET_LINK_LOST : 0;
+	return 0;
 }
 
 /* Out of the set altogether while nothing can be done about it: a socket hung up would be reported for ever. */
@@ -253,10 +254,7 @@ static int serve(struct pv_net *n, bool *more)
 		return PV_NET_CONTROL;
 	}
 	if (n->output_end && n->writable) {
-		int flow = pv_backend_flush(n);
-		if (flow == PV_NET_GONE)
-			return PV_NET_LINK_LOST;
-		n->writable = flow == PV_NET_DONE;
+		n->writable = pv_backend_flush(n) != PV_NET_WAIT;
 	}
 	if (!n->allowed)
 		return 0;
@@ -312,6 +310,10 @@ int pv_net_run(struct pv_net *n)
 		pthread_mutex_lock(&n->lock);
 		note(n, events, count);
 		int event = serve(n, &more);
+		if (!event && n->lost) {
+			n->lost = false;
+			event = PV_NET_LINK_LOST;
+		}
 		set_interest(n);
 		pthread_mutex_unlock(&n->lock);
 		if (n->stop)
@@ -340,27 +342,33 @@ uint32_t pv_net_discard(struct pv_net *n, uint32_t limit)
 /* Take the next frame from the driver: PV_NET_DONE, _NOTHING, or what is wrong with the ring. */
 int pv_net_pull_guest(struct pv_net *n, uint8_t *unit, uint32_t *size)
 {
-	int result = PV_NET_NOTHING;
+	int result = PV_QUEUE_EMPTY;
+	bool found = false;
 	pthread_mutex_lock(&n->lock);
 	if (n->allowed && n->tx->size) {
-		while ((result = pv_queue_pop(n->tx, n->tx_chain)) == PV_QUEUE_TAKEN) {
+		n->tx_due = true;
+		/* A driver that offers nonsense without end must not keep the lock. */
+		for (unsigned i = 0; i < PV_NET_BATCH && !found; i++) {
+			result = pv_queue_pop(n->tx, n->tx_chain);
+			if (result != PV_QUEUE_TAKEN)
+				break;
 			uint64_t bytes = n->tx_chain->readable_bytes;
-			bool fits = bytes >= PV_NET_HEADER + PV_NET_FRAME_MIN && bytes <= PV_NET_UNIT;
-			if (fits)
+			found = bytes >= PV_NET_HEADER + PV_NET_FRAME_MIN && bytes <= PV_NET_UNIT;
+			if (found)
 				*size = (uint32_t)pv_chain_read(n->tx_chain, 0, unit, bytes);
 			else
 				n->counters.tx_malformed++;
 			pv_queue_push(n->tx, n->tx_chain, 0);
-			if (fits)
-				break;
 		}
 		if (result == PV_QUEUE_EMPTY)
 			n->tx_due = pv_queue_enable_kicks(n->tx);
 		if (pv_queue_wants_interrupt(n->tx))
 			pv_interrupt_raise(n->interrupt, PV_INTERRUPT_USED_BUFFER);
+		if (result < 0)
+			broken(n, 1, result);
 	}
 	pthread_mutex_unlock(&n->lock);
-	return result < 0 ? broken(n, 1, result) : result;
+	return found ? PV_NET_DONE : result < 0 ? result : PV_NET_NOTHING;
 }
 
 /* Take the next frame from the backend: PV_NET_DONE, _NOTHING, _GONE. */
@@ -389,9 +397,11 @@ int pv_net_push_guest(struct pv_net *n, const uint8_t *unit, uint32_t size)
 		n->rx_due = result != PV_NET_WAIT;
 		if (pv_queue_wants_interrupt(n->rx))
 			pv_interrupt_raise(n->interrupt, PV_INTERRUPT_USED_BUFFER);
+		if (result < 0)
+			broken(n, 0, result);
 	}
 	pthread_mutex_unlock(&n->lock);
-	return result < 0 ? broken(n, 0, result) : result;
+	return result;
 }
 
 /* Send a frame to the backend: PV_NET_DONE, _WAIT (until PV_NET_FRAMES) or _GONE. */

@@ -101,6 +101,7 @@ struct pv_net {
 	uint8_t *output;                  /* stream: a frame sent in part; for a moment, a chain of too many pieces */
 	uint32_t output_start, output_end;
 
+	bool lost;                        /* PV_NET_LINK_LOST is due, whoever found it out */
 	int link_error;
 	int broken_queue, broken_result;
 	struct pv_net_counters counters;

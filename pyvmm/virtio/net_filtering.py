@@ -33,7 +33,7 @@ class FilteredPath:
         lib.pv_net_poke(self._native)
 
     def move(self) -> int:
-        """One batch each way: 0, or PV_NET_LINK_LOST or PV_NET_BROKEN as from ``pv_net_run``."""
+        """One batch each way: 0, or PV_NET_BROKEN as from ``pv_net_run``."""
         chain = self._chain
         with chain.lock:
             for _ in range(BATCH):
@@ -41,9 +41,7 @@ class FilteredPath:
                 moved = [self._backend_to_guest(), self._guest_to_backend()]
                 if min(moved) < 0:
                     return int(lib.PV_NET_BROKEN)
-                if _GONE in moved:
-                    return int(lib.PV_NET_LINK_LOST)
-                if _DONE not in moved:
+                if _GONE in moved or _DONE not in moved:
                     break
             if chain.idle:
                 lib.pv_net_set_filtered(self._native, 0)

@@ -133,14 +133,14 @@ class Card:
         self.put(registers.STATUS, self.get(registers.STATUS) | FEATURES_OK)
         assert self.get(registers.STATUS) & FEATURES_OK, "features refused"
         self.queues, self.posted, self.free_at = [], {}, BUFFERS
-        for index in range(3):
+        for index, entries in enumerate((size, size, min(size, 64))):
             base = RINGS + index * 0x10000
             driver = FakeDriver(
-                self.memory.memory, size, base, base + 0x4000, base + 0x8000, bool(negotiated & F_EVENT_IDX)
+                self.memory.memory, entries, base, base + 0x4000, base + 0x8000, bool(negotiated & F_EVENT_IDX)
             )
             self.queues.append(driver)
             self.put(registers.QUEUE_SEL, index)
-            self.put(registers.QUEUE_NUM, size)
+            self.put(registers.QUEUE_NUM, entries)
             for register, gpa in (
                 (registers.QUEUE_DESC_LOW, driver.descriptors), (registers.QUEUE_DRIVER_LOW, driver.available),
                 (registers.QUEUE_DEVICE_LOW, driver.used),

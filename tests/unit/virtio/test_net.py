@@ -14,7 +14,7 @@ from pyvmm.virtio import net_features as features
 from pyvmm.virtio.device import F_VERSION_1
 from pyvmm.virtio.queue import F_EVENT_IDX
 from tests.unit.virtio.fake_driver import Buffer
-from tests.unit.virtio.net_card import ANY, EVERYTHING, Card, card, frame, until
+from tests.unit.virtio.net_card import ANY, BUFFERS, EVERYTHING, Card, card, frame, until
 
 BOTH = pytest.mark.parametrize("packets", [False, True], ids=["stream", "tap"])
 PLAIN = F_VERSION_1
@@ -48,7 +48,7 @@ def test_frames_arrive_whole_and_in_order_both_ways(packets: bool, negotiated: i
             assert got is not None and got[1:] == (sent, 1)
             c.transmit(sent)
             assert c.backend.receive() == lead + sent
-        counters = c.device.statistics()
+        counters = settled(c)  # the peer has a frame a moment before it is counted
         assert counters["rx_frames"] == counters["tx_frames"] == 300
         assert sum(counters.values()) == 600 + counters["rx_bytes"] + counters["tx_bytes"]  # nothing was dropped
 
@@ -295,6 +295,18 @@ def test_a_broken_buffer_needs_a_reset_and_a_reset_mends_it(packets: bool, queue
         assert got is not None and got[1] == frame(3)
 
 
+def test_what_was_read_into_good_buffers_is_marked_when_the_next_one_is_broken() -> None:
+    with card(packets=True) as c:
+        c.bring_up()
+        c.post(1, 1000)
+        c.offer(0, [Buffer(0x201000, 2000, False)])
+        c.memory.clean()
+        before = c.memory.snapshot()
+        c.backend.send(frame(1, 3000))
+        until(lambda: c.needs_reset, "DEVICE_NEEDS_RESET")
+        assert any(BUFFERS <= gpa < BUFFERS + 1000 for gpa in c.memory.changes(before))
+
+
 def test_receive_buffers_that_may_be_read_need_a_reset() -> None:
     with card() as c:
         c.bring_up()
@@ -314,3 +326,16 @@ def test_queues_that_are_not_set_up_are_left_alone() -> None:
         c.ring(1)
         time.sleep(0.05)
         assert not c.needs_reset
+
+
+@BOTH
+def test_a_peer_that_hung_up_before_the_driver_came_is_told_of(packets: bool) -> None:
+    """Frames from before are thrown away then; that there is nobody any more must not go with them."""
+    with card(packets=packets) as c:
+        c.backend.send(frame(1))
+        c.backend.peer.close()
+        c.bring_up()
+        until(lambda: not c.device.link_up, "the link's end")
+        assert not c.get(registers.CONFIG + 4) & 0x10000  # status, behind the last two bytes of the MAC
+        assert len(c.reports) == 1 and "link is down" in c.reports[0]
+        assert c.device.statistics()["rx_inactive"] == 1
