@@ -138,6 +138,12 @@ def test_the_register_dump_has_the_same_lines(both: Both) -> None:
     assert ours == its
 
 
+SIMPLER = {"snapshot-save", "snapshot-load"}
+"""QEMU's are jobs that write into nodes of disk images; here a tag names a file."""
+OWN_MEMBERS = {"migrate-set-parameters": {"x-stall-timeout"}}
+"""What pyvmm has beyond QEMU, marked as such by its name."""
+
+
 def test_every_command_and_event_is_one_of_qemus_and_takes_what_qemus_takes(both: Both) -> None:
     ours, its = ({e["name"]: e for e in client.execute("query-qmp-schema")} for client in both)
 
@@ -149,7 +155,10 @@ def test_every_command_and_event_is_one_of_qemus_and_takes_what_qemus_takes(both
         if entry["meta-type"] not in ("command", "event") or name.startswith("x-pyvmm"):
             continue
         assert its[name]["meta-type"] == entry["meta-type"]
+        if name in SIMPLER:
+            continue
         mine, reference = members(ours, entry), members(its, its[name])
+        mine = {member: optional for member, optional in mine.items() if member not in OWN_MEMBERS.get(name, ())}
         assert mine.items() <= reference.items(), name
         missing = {member for member, optional in reference.items() if not optional} - set(mine)
         assert not missing, f"{name} lacks {missing}"
