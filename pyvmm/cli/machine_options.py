@@ -210,6 +210,8 @@ def _ending_signals(machine: Machine) -> Iterator[list[Ending]]:
 
 
 def _report(machine: Machine, ending: Ending, seconds: float) -> dict[str, Any]:
+    from pyvmm.machine.statistics import machine_statistics
+
     image = machine.image
     return {
         "pyvmm": __version__,
@@ -224,7 +226,7 @@ def _report(machine: Machine, ending: Ending, seconds: float) -> dict[str, Any]:
         "seconds": round(seconds, 3),
         "quirks": sorted(machine.quirks),
         "run_state": machine.run_state.value,
-        "statistics": machine.statistics(),
+        "statistics": machine_statistics(machine),
         "crash": ending.crash,
     }
 

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import msgspec
 
@@ -100,7 +100,7 @@ class Machine:
         self._requests = 0
         # Re-entrant: a signal handler may interrupt the loop's thread while that holds it.
         self._request_lock = threading.RLock()
-        self._exits = ExitHandler(self)
+        self.exits = ExitHandler(self)
         self._halt_watch = HaltWatch(loop, self.threads, self._look_for_halt)
 
     # -- building -------------------------------------------------------------------------------
@@ -115,7 +115,7 @@ class Machine:
                 self.mmio,
                 before_access=self.collector.drain,
                 gate=self.backend.gate,
-                on_exit=self._exits.handle,
+                on_exit=self.exits.handle,
                 on_failure=self._vcpu_failed,
             )
         )
@@ -390,25 +390,6 @@ class Machine:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def statistics(self) -> dict[str, Any]:
-        """Counters for reports: exits by vCPU, what the work-arounds did, what devices count."""
-        return {
-            "cpus": [
-                {
-                    "exits": int(v.native.exits),
-                    "exits_native": int(v.native.native_exits),
-                    "syscalls_completed": int(v.native.syscalls),
-                    "interrupts_completed": int(v.native.interrupts),
-                    "hypercalls_answered": int(v.native.hypercalls),
-                    "faults_passed": int(v.native.faults),
-                }
-                for v in self.vcpus
-            ],
-            "instructions_carried_out": dict(self._exits.carried_out),
-            "devices": {each.section_id: counters for each in self.devices if (counters := each.statistics())},
-            "resets": self.resets,
-        }
 
     def crash(self, thread: VcpuThread, kind: str, reason: str) -> None:
         """End the guest because ``thread``'s vCPU cannot go on; called in that thread."""
