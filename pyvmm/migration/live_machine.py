@@ -36,7 +36,9 @@ class LiveMachine:
 
     def describe(self) -> dict[str, Any]:
         """What the other side must have, too; decoded by :meth:`differences`."""
-        return msgspec.structs.asdict(describe(self._machine))
+        # A vCPU's ioctls wait until it leaves KVM_RUN, which a guest that polls memory never does by itself.
+        with self._machine.standing_still():
+            return msgspec.structs.asdict(describe(self._machine))
 
     # -- as a source ----------------------------------------------------------------------------
 
@@ -91,7 +93,9 @@ class LiveMachine:
     def differences(self, description: dict[str, Any]) -> str | None:
         """What of the source's machine does not fit this one, in one line."""
         try:
-            check_description(decode_fields(DESCRIPTION, Description, description), describe(self._machine))
+            with self._machine.standing_still():
+                ours = describe(self._machine)
+            check_description(decode_fields(DESCRIPTION, Description, description), ours)
         except SectionError as error:
             return str(error)
         return None
