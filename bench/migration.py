@@ -1,0 +1,149 @@
+"""Live migration of the same bare-metal dirtier under pyvmm and under QEMU's microvm, taking turns.
+
+Both sides of each are on this machine, over a unix socket. Total time and downtime are what each VMM says by
+query-migrate: from the command to its end, and for how long the guest stood still.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from figures import REPOSITORY, document, figure, main, paired_ratio, verdict
+
+from pyvmm.errors import HostError
+
+ROUNDS = 5
+PAGES = (0, 1000, 4000)
+MEMORY = 64
+DIRTIER = REPOSITORY / "guests" / "dirtier" / "dirtier.elf"
+DEADLINE = 40.0
+TARGETS = {"downtime": 0.5, "total": 1.5}
+
+
+class Monitor:
+    """A QMP connection, the same for both."""
+
+    def __init__(self, path: str, process: subprocess.Popen[bytes]) -> None:
+        deadline = time.monotonic() + DEADLINE
+        self._link = socket.socket(socket.AF_UNIX)
+        self._link.settimeout(DEADLINE)
+        while self._link.connect_ex(path):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise HostError(f"not measured: {process.args!r} does not start")
+            time.sleep(0.01)
+        self._file = self._link.makefile("rb")
+        self._file.readline()
+        self.execute("qmp_capabilities")
+
+    def execute(self, name: str, **arguments: Any) -> Any:
+        """The answer; HostError if it is an error."""
+        self._link.sendall(json.dumps({"execute": name, "arguments": arguments}).encode() + b"\n")
+        while True:
+            answer = json.loads(self._file.readline() or b'{"error": "hung up"}')
+            if "error" in answer:
+                raise HostError(f"not measured: {name}: {answer['error']}")
+            if "return" in answer:
+                return answer["return"]
+
+    def close(self) -> None:
+        """Hang up."""
+        self._file.close()
+        self._link.close()
+
+
+def command(vmm: str, folder: str, side: str, words: str) -> list[str]:
+    """The command line of one process of ``vmm``; the destination has ``--incoming``."""
+    qmp, serial = f"unix:{folder}/{side}.qmp", f"file:{folder}/{side}.log"
+    if vmm == "pyvmm":
+        program = str(Path(sys.executable).with_name("pyvmm"))
+        made = [program, "run", str(DIRTIER), "-m", f"{MEMORY}M", "--append", words, "--qmp", qmp, "--no-control",
+                "--serial", serial]  # fmt: skip
+        return [*made, "--incoming", f"unix:{folder}/m"] if side == "to" else made
+    made = ["qemu-system-x86_64", "-M", "microvm", "-accel", "kvm", "-m", f"{MEMORY}M", "-nodefaults",
+            "-no-user-config", "-display", "none", "-no-reboot", "-serial", serial, "-qmp",
+            f"{qmp},server=on,wait=off", "-kernel", str(DIRTIER), "-append", words]  # fmt: skip
+    return [*made, "-incoming", f"unix:{folder}/m"] if side == "to" else made
+
+
+@contextlib.contextmanager
+def process(vmm: str, folder: str, side: str, words: str) -> Iterator[Monitor]:
+    """One side, and its monitor."""
+    with open(f"{folder}/{side}.err", "wb") as errors:
+        made = subprocess.Popen(command(vmm, folder, side, words), stdin=subprocess.DEVNULL, stdout=errors, stderr=errors)
+    try:
+        monitor = Monitor(f"{folder}/{side}.qmp", made)
+        try:
+            yield monitor
+        finally:
+            monitor.close()
+    finally:
+        made.kill()
+        made.wait()
+
+
+def one(vmm: str, pages: int) -> tuple[float, float]:
+    """Milliseconds: (total, downtime) of one migration of a guest that is at its work."""
+    words = f"pages={max(pages, 1)} period={100 if pages else 10000} rounds=0"
+    with (
+        tempfile.TemporaryDirectory(prefix="pyvmm-bench-") as folder,
+        process(vmm, folder, "to", words) as to,
+        process(vmm, folder, "from", words) as source,
+    ):
+        wait_for(Path(folder, "from.log"), b"round 3:" if pages else b"round 1:")
+        source.execute("migrate-set-parameters", **{"max-bandwidth": 1 << 40, "downtime-limit": 300})
+        source.execute("migrate", uri=f"unix:{folder}/m")
+        deadline = time.monotonic() + DEADLINE
+        while (info := source.execute("query-migrate")).get("status") != "completed":
+            if info.get("status") == "failed" or time.monotonic() > deadline:
+                raise HostError(f"not measured: {vmm}: {info}")
+            time.sleep(0.005)
+        while not to.execute("query-status")["running"]:
+            time.sleep(0.005)
+        return info["total-time"], info["downtime"]
+
+
+def wait_for(log: Path, text: bytes) -> None:
+    """Until the guest has written ``text``."""
+    deadline = time.monotonic() + DEADLINE
+    while not log.exists() or text not in log.read_bytes():
+        if time.monotonic() > deadline:
+            raise HostError(f"not measured: the guest did not come to {text!r}")
+        time.sleep(0.02)
+
+
+def measure() -> dict[str, Any]:
+    """All rates."""
+    if shutil.which("qemu-system-x86_64") is None:
+        raise HostError("not measured: qemu-system-x86_64 is not installed (make packages)")
+    figures: dict[str, Any] = {}
+    ratios: dict[str, float] = {}
+    for pages in PAGES:
+        turns = [(one("pyvmm", pages), one("qemu", pages)) for _ in range(ROUNDS)]
+        for index, name in enumerate(("total", "downtime")):
+            ours = [float(turn[0][index]) for turn in turns]
+            theirs = [float(max(turn[1][index], 1)) for turn in turns]
+            key = f"{name}_{pages}"
+            ratio = paired_ratio(ours, theirs)
+            figures[key] = {"pyvmm": figure(ours, "ms"), "qemu": figure(theirs, "ms"), "ratio": ratio}
+            ratios[key] = ratio.median
+    return document(
+        what=f"live migration of guests/dirtier with {MEMORY} MiB, so many pages written each 100 ms, over a unix socket",
+        against="qemu-system-x86_64 -accel kvm -M microvm, the same guest and limits",
+        figures=figures,
+        ratio=ratios,
+        target={key: verdict(ratios[key], TARGETS[key.partition("_")[0]]) for key in ratios},
+    )
+
+
+if __name__ == "__main__":
+    main(measure)
