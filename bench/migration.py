@@ -79,7 +79,8 @@ def command(vmm: str, folder: str, side: str, words: str) -> list[str]:
 def process(vmm: str, folder: str, side: str, words: str) -> Iterator[Monitor]:
     """One side, and its monitor."""
     with open(f"{folder}/{side}.err", "wb") as errors:
-        made = subprocess.Popen(command(vmm, folder, side, words), stdin=subprocess.DEVNULL, stdout=errors, stderr=errors)
+        argv = command(vmm, folder, side, words)
+        made = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors)
     try:
         monitor = Monitor(f"{folder}/{side}.qmp", made)
         try:
@@ -137,7 +138,7 @@ def measure() -> dict[str, Any]:
             figures[key] = {"pyvmm": figure(ours, "ms"), "qemu": figure(theirs, "ms"), "ratio": ratio}
             ratios[key] = ratio.median
     return document(
-        what=f"live migration of guests/dirtier with {MEMORY} MiB, so many pages written each 100 ms, over a unix socket",
+        what=f"live migration of guests/dirtier with {MEMORY} MiB, so many pages each 100 ms, over a unix socket",
         against="qemu-system-x86_64 -accel kvm -M microvm, the same guest and limits",
         figures=figures,
         ratio=ratios,

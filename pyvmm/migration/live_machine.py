@@ -95,6 +95,9 @@ class LiveMachine:
         try:
             with self._machine.standing_still():
                 ours = describe(self._machine)
+                # What decoding needs is made when it is first used, which takes some milliseconds: here the guest
+                # still runs at the source, later it stands still.
+                prepare_machine(self._machine, decode_sections(encode_sections(save_machine(self._machine))))
             check_description(decode_fields(DESCRIPTION, Description, description), ours)
         except SectionError as error:
             return str(error)

@@ -16,7 +16,8 @@ HOPS = 5
 # One line for each step: its number, the time since boot in hundredths, whether a file still has its checksum.
 LOOP = (
     "dd if=/dev/urandom of=/tmp/f bs=64k count=16 2>/dev/null; sum=$(md5sum </tmp/f); i=0;"
-    " while true; do i=$((i+1)); read up rest </proc/uptime; [ \"$(md5sum </tmp/f)\" = \"$sum\" ] && ok=same || ok=LOST;"
+    " while true; do i=$((i+1)); read up rest </proc/uptime;"
+    " [ \"$(md5sum </tmp/f)\" = \"$sum\" ] && ok=same || ok=LOST;"
     " echo \"step $i $up $ok\"; done\n"
 )
 STEP = re.compile(rb"step ([0-9]+) ([0-9]+)\.([0-9]+) (same|LOST)")
