@@ -25,6 +25,12 @@ A_PROCESS_EACH = "starts pyvmm dozens of times, which takes seconds there, for l
 
 TOO_LONG = {
     "linux/test_vector_registers.py": "one more boot of Linux",
+    "linux/test_named_network.py::test_a_killed_vm_leaves_its_place": "one more boot of Linux",
+    "linux/test_moved_linux.py::test_a_damaged_snapshot_costs_a_boot_and_nothing_else": "one more boot of Linux",
+    "guest/test_kut.py::test_an_image_that_hangs_one_that_crashes_and_one_that_is_none": A_PROCESS_EACH,
+    "guest/test_kut.py::test_another_projects_tests_use_the_fixture": A_PROCESS_EACH,
+    "guest/test_kut.py::test_pyvmm_test_as_tap": A_PROCESS_EACH,
+    "guest/test_kut.py::test_pyvmm_test_refuses_bad_options": A_PROCESS_EACH,
     "kvm/test_cli_run.py": A_PROCESS_EACH,
     "kvm/test_cli_streams.py": A_PROCESS_EACH,
     "kvm/test_console.py": A_PROCESS_EACH,
