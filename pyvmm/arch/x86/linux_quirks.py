@@ -31,9 +31,10 @@ ADDITIONS = (
              "instructions KVM's emulator does not know, or (erms, fsrm) runs a byte at a time; the kernel must be"
              " told, since CPUID shows the hardware's features through", "emulated-cpl0"),
     # What these save, in millions of emulated instructions up to /init (tiny kernel, 128 MiB, one vCPU; 15 with all).
-    Addition("initcall_blacklist=slab_late_init,param_sysfs_builtin_init",
-             "saves 3.9: making thousands of files in /sys/kernel/slab and /sys/module/*/parameters (then missing)",
-             "emulated-cpl0"),
+    Addition("initcall_blacklist=slab_late_init,param_sysfs_builtin_init,irq_sysfs_init,cacheinfo_sysfs_init,"
+             "perf_event_sysfs_init,clockevents_init_sysfs",
+             "saves 4.4: making thousands of files in /sys/kernel/slab and /sys/module/*/parameters, and those about"
+             " interrupts, caches, perf and clock events (then missing)", "emulated-cpl0"),
     Addition("noreplace-smp",
              "saves 2.8: five thousand LOCK prefixes, each patched away through a mapping of its own", "emulated-cpl0"),
     Addition("rodata=off", "saves 0.6: splitting and flushing the kernel's mapping to write-protect it",
