@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,11 @@ def read_outcomes(folder: Path) -> dict[tuple[str, str], list[Outcome]]:
         for case in root.iter("testcase"):
             found[_test_of(case)].append(_outcome(case))
     return found
+
+
+def seen_so_far(output: str) -> list[tuple[str, str]]:
+    """(node id, PASSED, FAILED or SKIPPED) from what ``pytest -v`` printed: all there is of a lab that stopped."""
+    return re.findall(r"^(tests/\S+::.+?) (PASSED|FAILED|SKIPPED)\b", output, re.MULTILINE)
 
 
 def _test_of(case: ElementTree.Element) -> tuple[str, str]:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.lab.debian_kernel import load_order
-from tests.lab.outcomes import read_outcomes
+from tests.lab.nested_host import LabRun
+from tests.lab.outcomes import read_outcomes, seen_so_far
 from tests.lab.root_images import FileList, package_closure
 from tests.lab.selection import FOLDERS, NOT_IN_LAB, TESTS, TOO_LONG, test_functions
 
@@ -89,3 +90,14 @@ def test_a_link_brings_what_it_leads_to(tmp_path: Path) -> None:
 
 def test_packages_come_with_what_they_depend_on() -> None:
     assert {"gcc", "binutils", "libc6"} <= package_closure(["gcc"])
+
+
+def test_a_lab_that_stopped_is_known_by_its_console_and_what_ran_by_its_output(tmp_path: Path) -> None:
+    run = LabRun(None, 1.0, tmp_path)
+    (tmp_path / "console.log").write_text("lab: up after 6 s\n")
+    assert run.stopped is None
+    (tmp_path / "console.log").write_text("watchdog: BUG: soft lockup - CPU#0 stuck for 44s! [python:568]\n")
+    assert run.stopped is not None and LabRun(0, 1.0, tmp_path).stopped is None
+    output = "tests/a/test_b.py::test_c[x y] PASSED   [ 1%]\ntests/a/test_b.py::test_d FAILED [ 2%]\nnoise PASSED\n"
+    seen = [("tests/a/test_b.py::test_c[x y]", "PASSED"), ("tests/a/test_b.py::test_d", "FAILED")]
+    assert seen_so_far(output) == seen
