@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import stat
 from collections.abc import Callable
@@ -172,6 +173,8 @@ class SocketSerialBackend(SerialBackend):
             client, _ = self._listener.accept()
         except OSError:
             return
+        if self._client is not None and _hung_up(self._client):
+            self._drop_client()  # the loop would have come to it next; a client that comes back at once is not too many
         if self._client is not None:
             client.close()
             return
@@ -193,6 +196,13 @@ class SocketSerialBackend(SerialBackend):
                 output.close()
             self._client.close()
             self._client = None
+
+
+def _hung_up(client: socket.socket) -> bool:
+    """Whether the other end is closed."""
+    poll = select.poll()
+    poll.register(client, 0)
+    return any(events & select.POLLHUP for _, events in poll.poll(0))
 
 
 def open_serial(spec: str, loop: EventLoop) -> SerialBackend:
