@@ -24,6 +24,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pyvmm.errors import ChannelError, ConfigError
+from pyvmm.machine.unix_listener import remove_stale_socket
 from pyvmm.native import ffi, lib
 
 HEAD = struct.Struct("<IIII")
@@ -174,7 +175,7 @@ class Listener:
         self._socket = socket.socket(kind, socket.SOCK_STREAM)
         try:
             if family == "unix":
-                _remove_stale(address)
+                _make_way(address)
             else:
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self._socket.bind(target)
@@ -282,20 +283,9 @@ def _adopt(number: str) -> socket.socket:
         raise ConfigError(f"fd:{number}: {error.strerror}; hand it over open") from None
 
 
-def _remove_stale(path: str) -> None:
-    """A socket that nobody listens on is what a killed process left."""
-    try:
-        if not stat.S_ISSOCK(os.stat(path).st_mode):
-            raise ConfigError(f"unix:{path}: exists and is not a socket")
-    except FileNotFoundError:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.settimeout(1.0)
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-            return
-        except OSError:
-            pass
-    raise ConfigError(f"unix:{path}: somebody is listening there; choose another path")
+def _make_way(path: str) -> None:
+    """A socket that nobody listens on is what a killed process left. ConfigError for anything else in the way."""
+    if os.path.exists(path) and not stat.S_ISSOCK(os.stat(path).st_mode):
+        raise ConfigError(f"unix:{path}: exists and is not a socket")
+    if remove_stale_socket(path):
+        raise ConfigError(f"unix:{path}: somebody is listening there; choose another path")

@@ -7,12 +7,10 @@ takes minutes where CPL 0 is emulated.
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
-import sys
 from pathlib import Path
-from types import ModuleType
 
+from guests.linux import cpio
 from tests.lab.debian_kernel import LabKernel, load_order
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -32,18 +30,8 @@ poweroff -f
 """
 
 
-def _cpio() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("cpio", REPOSITORY / "guests" / "linux" / "cpio.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["cpio"] = module  # its dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    return module
-
-
 def prepare(kernel: LabKernel, busybox: Path = Path("/bin/busybox")) -> None:
     """Write ``vmlinuz`` and ``initramfs.cpio``."""
-    cpio = _cpio()
     FOLDER.mkdir(parents=True, exist_ok=True)
     tree = kernel.bzimage.parents[1] / "lib" / "modules" / kernel.release
     modules = load_order(tree, MODULES)
