@@ -6,6 +6,7 @@ as files. The machine never outlives this process: QEMU gets SIGKILL when its pa
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import shutil
 import stat
@@ -22,7 +23,11 @@ from tests.lab import stock_guest
 from tests.lab.debian_kernel import LabKernel, find_kernel
 from tests.lab.root_images import REPOSITORY, project_files, system_image, write_squashfs
 
-CPUS = 2
+CPUS = 1
+"""Of one lab; for more, several run at once. Two TCG threads hang QEMU 7.2: the kernel patches its own code whenever
+a static key of KVM's changes, and the thread that translates the patched bytes at that moment keeps the patch's INT3,
+stale, for ever (seen in its registers; x86_emulate_instruction entering asm_exc_int3 without end).
+"""
 MEMORY = "6G"
 """One test has a guest with memory on both sides of the hole below 4 GiB. Only what is touched is taken."""
 RESULTS_SIZE = 64 << 20
@@ -40,13 +45,6 @@ class LabRun:
     seconds: float
     folder: Path
     """Has console.log, output.log and, of a run that came to its end, results/."""
-
-    @property
-    def stopped(self) -> str | None:
-        """Why there are no results, if it is the lab's own kernel that failed and no test."""
-        if self.status is None and has_stopped(self.folder):
-            return "the lab's own kernel stopped (soft lockup under TCG): not proved on kvm_amd this time"
-        return None
 
     def output(self) -> str:
         return (self.folder / "output.log").read_text(errors="replace").replace("\r\n", "\n")
@@ -92,48 +90,67 @@ def _qemu(kernel: LabKernel, images: list[Path], work: Path, interactive: bool) 
 
 
 def run_in_lab(command: str, work: Path, deadline: float, interactive: bool = False) -> LabRun:
-    """Run the shell ``command`` in the checkout inside the lab; ``work`` takes the logs and results.
+    """Run the shell ``command`` in the checkout inside a lab; ``work`` takes the logs and results.
 
     ``deadline``: seconds until the machine is killed. HostError: something the lab needs is missing here.
     """
+    (run,) = run_in_labs([command], work, deadline, interactive)
+    return run
+
+
+def run_in_labs(commands: list[str], work: Path, deadline: float, interactive: bool = False) -> list[LabRun]:
+    """Each of ``commands`` in a lab of its own, all at once; the logs and results of each are in ``work``/0, 1, ..."""
     kernel = find_kernel()
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    project, results = work / "project.squashfs", work / "results.tar"
-    system = system_image()
+    system, project = system_image(), work / "project.squashfs"
     stock_guest.prepare(kernel)
     write_squashfs(project_files(), project)
-    with results.open("wb") as empty:
-        empty.truncate(RESULTS_SIZE)
-    venv = Path(sys.prefix) / "bin"
-    setup = f"cd {shlex.quote(str(REPOSITORY))}\nexport PATH={shlex.quote(str(venv))}:$PATH PYVMM_IN_LAB=1\n"
-    (work / "initramfs").write_bytes(initramfs(kernel, setup + command + "\n"))
-    (work / "output.log").touch()
-    (work / "console.log").touch()
-    stdin = None if interactive else subprocess.DEVNULL
-    started = time.monotonic()
-    with (work / "qemu.log").open("wb") as warnings:
-        machine = subprocess.Popen(
-            _qemu(kernel, [system, project, results], work, interactive), stdin=stdin, stderr=warnings
-        )
+    labs: list[_RunningLab] = []
     try:
-        while machine.poll() is None and time.monotonic() < started + deadline and not has_stopped(work):
-            time.sleep(1.0)
+        for number, command in enumerate(commands):
+            labs.append(_RunningLab(kernel, command, [system, project], work / str(number), interactive))
+        return [lab.wait(deadline) for lab in labs]
     finally:
-        machine.kill()
-        machine.wait(10)
-        for image in (project, work / "initramfs"):
-            image.unlink(missing_ok=True)
-    seconds = time.monotonic() - started
-    return LabRun(_take_results(results, work / "results"), seconds, work)
+        for lab in labs:
+            lab.end()
+        project.unlink()
 
 
-def has_stopped(work: Path) -> bool:
-    """Whether the lab's own kernel found that one of its CPUs does not come back: nothing more will come from it.
+class _RunningLab:
+    """A started QEMU and its files."""
 
-    Seen now and then under TCG, in different tests each time; what the guest does to it is not known.
-    """
-    return b"soft lockup" in (work / "console.log").read_bytes()
+    def __init__(self, kernel: LabKernel, command: str, images: list[Path], folder: Path, interactive: bool) -> None:
+        folder.mkdir()
+        self.folder = folder
+        self.results, self.initramfs = folder / "results.tar", folder / "initramfs"
+        with self.results.open("wb") as empty:
+            empty.truncate(RESULTS_SIZE)
+        venv = Path(sys.prefix) / "bin"
+        setup = f"cd {shlex.quote(str(REPOSITORY))}\nexport PATH={shlex.quote(str(venv))}:$PATH PYVMM_IN_LAB=1\n"
+        self.initramfs.write_bytes(initramfs(kernel, setup + command + "\n"))
+        (folder / "output.log").touch()
+        (folder / "console.log").touch()
+        self.started = time.monotonic()
+        with (folder / "qemu.log").open("wb") as warnings:
+            self.machine = subprocess.Popen(
+                _qemu(kernel, [*images, self.results], folder, interactive),
+                stdin=None if interactive else subprocess.DEVNULL, stderr=warnings,
+            )  # fmt: skip
+
+    def wait(self, deadline: float) -> LabRun:
+        """Until it is off, or ``deadline`` seconds after its start."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.machine.wait(max(0.0, self.started + deadline - time.monotonic()))
+        self.end()
+        seconds = time.monotonic() - self.started
+        return LabRun(_take_results(self.results, self.folder / "results"), seconds, self.folder)
+
+    def end(self) -> None:
+        """Kill it if it runs. May be called again."""
+        self.machine.kill()
+        self.machine.wait(10)
+        self.initramfs.unlink(missing_ok=True)
 
 
 def _take_results(disk: Path, target: Path) -> int | None:

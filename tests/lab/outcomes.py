@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
@@ -19,22 +19,17 @@ class Outcome:
     seconds: float
 
 
-def read_outcomes(folder: Path) -> dict[tuple[str, str], list[Outcome]]:
-    """(file relative to tests/, test) -> its cases; a file that is missing or cut short adds nothing."""
+def read_outcomes(reports: Iterable[Path]) -> dict[tuple[str, str], list[Outcome]]:
+    """(file relative to tests/, test) -> its cases; a report that is missing or cut short adds nothing."""
     found: dict[tuple[str, str], list[Outcome]] = defaultdict(list)
-    for path in sorted(folder.glob("junit-*.xml")):
+    for path in reports:
         try:
             root = ElementTree.parse(path).getroot()
-        except ElementTree.ParseError:
+        except (ElementTree.ParseError, OSError):
             continue
         for case in root.iter("testcase"):
             found[_test_of(case)].append(_outcome(case))
     return found
-
-
-def seen_so_far(output: str) -> list[tuple[str, str]]:
-    """(node id, PASSED, FAILED or SKIPPED) from what ``pytest -v`` printed: all there is of a lab that stopped."""
-    return re.findall(r"^(tests/\S+::.+?) (PASSED|FAILED|SKIPPED)\b", output, re.MULTILINE)
 
 
 def _test_of(case: ElementTree.Element) -> tuple[str, str]:

@@ -3,7 +3,7 @@
     .venv/bin/python -m tests.lab.run_in_lab 'pyvmm doctor'          a command in the checkout; its output and status
     .venv/bin/python -m tests.lab.run_in_lab                         a shell; ``exit`` ends the lab, Ctrl-A x kills it
 
-Logs, and what the command leaves in /lab/results, are in build/lab/run/.
+Logs, and what the command leaves in /lab/results, are in build/lab/run/0/.
 """
 
 from __future__ import annotations

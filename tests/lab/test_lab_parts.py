@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.lab.debian_kernel import load_order
-from tests.lab.nested_host import LabRun
-from tests.lab.outcomes import read_outcomes, seen_so_far
+from tests.lab.inside import files_of
+from tests.lab.outcomes import read_outcomes
 from tests.lab.root_images import FileList, package_closure
 from tests.lab.selection import FOLDERS, NOT_IN_LAB, TESTS, TOO_LONG, test_functions
 
@@ -40,7 +40,7 @@ def test_outcomes_are_found_by_file_and_test(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junit-xml={tmp_path}/junit-0.xml"]
     subprocess.run([*command, "tests"], cwd=tmp_path, capture_output=True, timeout=60, check=False)
     (tmp_path / "junit-1.xml").write_text("<testsuites><cut short")
-    found = read_outcomes(tmp_path)
+    found = read_outcomes([tmp_path / name for name in ("junit-0.xml", "junit-1.xml", "missing.xml")])
     kinds = {test: [one.kind for one in cases] for (file, test), cases in found.items() if file == "kvm/test_sample.py"}
     assert kinds == {
         "test_one": ["passed", "failed"], "TestThings::test_two": ["passed"], "TestThings::test_three": ["skipped"],
@@ -92,12 +92,7 @@ def test_packages_come_with_what_they_depend_on() -> None:
     assert {"gcc", "binutils", "libc6"} <= package_closure(["gcc"])
 
 
-def test_a_lab_that_stopped_is_known_by_its_console_and_what_ran_by_its_output(tmp_path: Path) -> None:
-    run = LabRun(None, 1.0, tmp_path)
-    (tmp_path / "console.log").write_text("lab: up after 6 s\n")
-    assert run.stopped is None
-    (tmp_path / "console.log").write_text("watchdog: BUG: soft lockup - CPU#0 stuck for 44s! [python:568]\n")
-    assert run.stopped is not None and LabRun(0, 1.0, tmp_path).stopped is None
-    output = "tests/a/test_b.py::test_c[x y] PASSED   [ 1%]\ntests/a/test_b.py::test_d FAILED [ 2%]\nnoise PASSED\n"
-    seen = [("tests/a/test_b.py::test_c[x y]", "PASSED"), ("tests/a/test_b.py::test_d", "FAILED")]
-    assert seen_so_far(output) == seen
+@pytest.mark.parametrize("labs", [1, 2, 3])
+def test_several_labs_share_the_files_and_leave_none_out(labs: int) -> None:
+    dealt = [file for number in range(labs) for file in files_of(number, labs)]
+    assert sorted(dealt) == sorted(files_of(0, 1)) and len(set(dealt)) == len(dealt) > labs
