@@ -33,7 +33,8 @@ struct pv_overlay *pv_overlay_new(int base_fd, uint64_t size, uint64_t bitmap_at
 	pthread_rwlockattr_setkind_np(&fair, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
 	pthread_rwlock_init(&o->users, &fair);
 	pthread_rwlockattr_destroy(&fair);
-	pthread_mutex_init(&o->copying, NULL);
+	pthread_mutex_init(&o->allocating, NULL);
+	pthread_cond_init(&o->allocated, NULL);
 	pthread_mutex_init(&o->flushing, NULL);
 	if (!o->bits || !o->changed || (persistent && (!o->snapshots || !o->pages))) {
 		pv_overlay_free(o);
@@ -45,7 +46,8 @@ struct pv_overlay *pv_overlay_new(int base_fd, uint64_t size, uint64_t bitmap_at
 void pv_overlay_free(struct pv_overlay *o)
 {
 	pthread_rwlock_destroy(&o->users);
-	pthread_mutex_destroy(&o->copying);
+	pthread_mutex_destroy(&o->allocating);
+	pthread_cond_destroy(&o->allocated);
 	pthread_mutex_destroy(&o->flushing);
 	free((void *)o->bits);
 	free((void *)o->changed);
@@ -126,20 +128,67 @@ static int copy_cluster(struct pv_block_image *image, int from, uint64_t from_sh
 	return pv_transfer_file(image, &t, to, all.iov_len, to_shift, true, true);
 }
 
-/* Before a part of a cluster is written: the rest of it must be here, too. */
+/* Before a part of a cluster is written that is ours to allocate: the rest of it must be here, too. */
 static int fetch(struct pv_block_image *image, uint64_t cluster)
 {
 	struct pv_overlay *o = image->overlay;
 	int result = 0;
 
-	pthread_mutex_lock(&o->copying);
 	if (!here(o, cluster)) {
 		result = copy_cluster(image, o->base_fd, 0, image->fd, o->data_at, cluster);
 		if (!result)
 			claim(o, cluster, cluster + 1);
 	}
-	pthread_mutex_unlock(&o->copying);
 	return result;
+}
+
+static bool taken(const struct pv_overlay *o, const struct pv_allocation *a)
+{
+	for (const struct pv_allocation *other = o->allocations; other; other = other->next)
+		if (other->first < a->end && a->first < other->end)
+			return true;
+	return false;
+}
+
+/*
+ * Have the clusters of [offset, end) that are not here to oneself; false, only without `wait`: somebody else has one.
+ * As all of them are taken at once, and `users` is held before, two requests cannot wait for each other.
+ */
+static bool begin_allocation(struct pv_overlay *o, struct pv_allocation *a, uint64_t offset, uint64_t end, bool wait)
+{
+	*a = (struct pv_allocation){offset / PV_CLUSTER, (end + PV_CLUSTER - 1) / PV_CLUSTER, NULL};
+	/* What is here stays here: only pv_overlay_commit() and _clear(), who have it all, take anything back. */
+	while (a->first < a->end && here(o, a->first))
+		a->first++;
+	while (a->first < a->end && here(o, a->end - 1))
+		a->end--;
+	if (a->first == a->end)
+		return true;
+	pthread_mutex_lock(&o->allocating);
+	bool free = true;
+	while (!(free = !taken(o, a)) && wait)
+		pthread_cond_wait(&o->allocated, &o->allocating);
+	if (free) {
+		a->next = o->allocations;
+		o->allocations = a;
+	} else {
+		a->end = a->first;
+	}
+	pthread_mutex_unlock(&o->allocating);
+	return free;
+}
+
+static void end_allocation(struct pv_overlay *o, struct pv_allocation *a)
+{
+	if (a->first == a->end)
+		return;
+	pthread_mutex_lock(&o->allocating);
+	struct pv_allocation **at = &o->allocations;
+	while (*at != a)
+		at = &(*at)->next;
+	*at = a->next;
+	pthread_cond_broadcast(&o->allocated);
+	pthread_mutex_unlock(&o->allocating);
 }
 
 /* The clusters at both ends of a range that are covered in part: [0] and [1], or UINT64_MAX. */
@@ -157,7 +206,8 @@ int pv_overlay_write(struct pv_block_image *image, struct pv_transfer *t, bool w
 	struct pv_overlay *o = image->overlay;
 	uint64_t offset = t->offset, end = offset + t->left, part[2];
 	const struct pv_transfer whole = *t;
-	int result = 0;
+	struct pv_allocation ours;
+	int result;
 
 	if (!t->left)
 		return 0;
@@ -166,6 +216,7 @@ int pv_overlay_write(struct pv_block_image *image, struct pv_transfer *t, bool w
 	if (wait)
 		pthread_rwlock_rdlock(&o->users);
 	partial(image, offset, end, part);
+	result = begin_allocation(o, &ours, offset, end, wait) ? 0 : -EAGAIN;
 	for (int i = 0; i < 2 && !result; i++)
 		if (part[i] != UINT64_MAX && !here(o, part[i]))
 			result = wait ? fetch(image, part[i]) : -EAGAIN;
@@ -177,6 +228,7 @@ int pv_overlay_write(struct pv_block_image *image, struct pv_transfer *t, bool w
 			claim(o, (offset + PV_CLUSTER - 1) / PV_CLUSTER, covered);
 		}
 	}
+	end_allocation(o, &ours);
 	pthread_rwlock_unlock(&o->users);
 	/* Taken up in the middle of a cluster that is not claimed yet, its first part would be fetched over. */
 	if (result == -EAGAIN)
@@ -192,11 +244,13 @@ int pv_overlay_zero(struct pv_block_image *image, uint64_t offset, uint64_t n, b
 {
 	struct pv_overlay *o = image->overlay;
 	uint64_t end = offset + n, part[2];
+	struct pv_allocation ours;
 	int result = 0;
 
 	if (!n)
 		return 0;
 	pthread_rwlock_rdlock(&o->users);
+	begin_allocation(o, &ours, offset, end, true);
 	partial(image, offset, end, part);
 	if (exact) {
 		for (int i = 0; i < 2 && !result; i++)
@@ -216,6 +270,7 @@ int pv_overlay_zero(struct pv_block_image *image, uint64_t offset, uint64_t n, b
 			claim(o, (offset + PV_CLUSTER - 1) / PV_CLUSTER, covered);
 		}
 	}
+	end_allocation(o, &ours);
 	pthread_rwlock_unlock(&o->users);
 	return result;
 }

@@ -9,6 +9,9 @@
  * after a crash every cluster that the file claims is whole, and everything flushed is there. A cluster that is
  * written for the first time and only in part is copied from the base first.
  *
+ * Whoever writes clusters that are not here yet has them to itself until they are (struct pv_allocation): a copy from the
+ * base would undo what another request writes beside the sectors that it is for.
+ *
  * pv_overlay_commit() moves clusters into the base while the disk is in use: `users` is held shared by each transfer
  * and exclusively while clusters move.
  */
@@ -22,6 +25,12 @@
 #define PV_CLUSTER 4096u
 #define PV_BITMAP_PAGE 4096u /* the bitmap is written in pieces of this size */
 
+/* Clusters that a request in flight brings in. It lives on that request's stack. */
+struct pv_allocation {
+	uint64_t first, end;
+	struct pv_allocation *next;
+};
+
 struct pv_overlay {
 	int base_fd;                 /* not owned */
 	bool persistent;             /* there is a bitmap in the file to be kept up */
@@ -33,7 +42,9 @@ struct pv_overlay {
 	_Atomic uint8_t *changed;    /* one for each page of the bitmap: differs from the file's */
 	uint64_t *snapshots, *pages; /* the flush's: copies of changed pages, and which they are */
 	pthread_rwlock_t users;
-	pthread_mutex_t copying;     /* base -> overlay; two copies of one cluster would undo a write between them */
+	pthread_mutex_t allocating;  /* around what follows */
+	pthread_cond_t allocated;    /* one of them is done */
+	struct pv_allocation *allocations;
 	pthread_mutex_t flushing;
 };
 

@@ -81,3 +81,25 @@ def test_the_crashes_find_a_missing_step(tmp_path: Path, step: str, instead: str
     program = crash_harness(tmp_path, tmp_path / "block_overlay.c")
     done = subprocess.run([str(program), "1", "400"], capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode != 0 and "sector" in done.stderr
+
+
+def race_harness(folder: Path, overlay: Path, sanitizer: str) -> Path:
+    wrap = ["-Wl,--wrap=pwritev2", "-Wl,--wrap=fallocate"]
+    return build(folder, "overlay_race_harness.c", [NATIVE / "block_image.c", overlay], sanitizer, *wrap)
+
+
+@pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
+def test_overlapping_writes_to_a_fresh_cluster_lose_nothing(tmp_path: Path, sanitizer: str) -> None:
+    """A copy from the base must not go over what another request has written beside it."""
+    figures = run(race_harness(tmp_path, NATIVE / "block_overlay.c", sanitizer), "1", "1500")
+    assert figures["overlaps"] > 5000 and figures["partial"] > 2000, figures
+
+
+def test_the_races_find_requests_that_do_not_keep_off_each_other(tmp_path: Path) -> None:
+    """Or else the test above would prove nothing."""
+    source, step = (NATIVE / "block_overlay.c").read_text(), "if (other->first < a->end && a->first < other->end)"
+    assert step in source
+    (tmp_path / "block_overlay.c").write_text(source.replace(step, "if (0)"))
+    program = race_harness(tmp_path, tmp_path / "block_overlay.c", "address,undefined")
+    done = subprocess.run([str(program), "1", "1500"], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 1 and "holds 0xba" in done.stderr, done
