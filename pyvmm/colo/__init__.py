@@ -1,0 +1,1 @@
+"""COLO: one guest on two hosts, so that it goes on when one of them dies."""
