@@ -1,0 +1,79 @@
+"""A real etcd server on loopback, for as long as a test needs it."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+START = 30.0
+"""Seconds until it answers."""
+
+
+class Etcd:
+    """One member; ``address`` is HOST:PORT."""
+
+    def __init__(self, folder: Path) -> None:
+        program = shutil.which("etcd")
+        if program is None:
+            pytest.fail("etcd is not installed: apt-get install etcd-server", pytrace=False)
+        self.port, peer = _free_port(), _free_port()
+        self.address = f"127.0.0.1:{self.port}"
+        client, between = f"http://{self.address}", f"http://127.0.0.1:{peer}"
+        command = ["setpriv", "--pdeathsig", "KILL", program, "--data-dir", str(folder / "etcd"), "--name", "one"]
+        command += ["--listen-client-urls", client, "--advertise-client-urls", client]
+        command += ["--listen-peer-urls", between, "--initial-advertise-peer-urls", between]
+        command += ["--initial-cluster", f"one={between}", "--log-level", "error", "--unsafe-no-fsync"]
+        with (folder / "etcd.log").open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+
+    def wait_until_it_answers(self) -> None:
+        until = time.monotonic() + START
+        while time.monotonic() < until and self.process.poll() is None:
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=1.0)
+                try:
+                    connection.request("GET", "/health")
+                    if b"true" in connection.getresponse().read():
+                        return
+                finally:
+                    connection.close()
+            time.sleep(0.1)
+        pytest.fail("etcd did not start", pytrace=False)
+
+    def stop(self) -> None:
+        """As if its machine hung: connections are taken, nothing is answered."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait(10)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def etcd_server(folder: Path) -> Iterator[Etcd]:
+    """Answers when it is given, gone afterwards."""
+    server = Etcd(folder)
+    try:
+        server.wait_until_it_answers()
+        yield server
+    finally:
+        server.end()
