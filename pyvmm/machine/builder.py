@@ -38,7 +38,7 @@ from pyvmm.memory.guest_memory import GuestMemory, Region
 from pyvmm.native import lib
 
 if TYPE_CHECKING:
-    from pyvmm.net.tap import Tap
+    from pyvmm.net.leases import Lease
 
 NEEDED = (
     "KVM_CAP_USER_MEMORY",
@@ -74,11 +74,11 @@ def build_machine(config: MachineConfig, quirks: frozenset[str], saved_ram: Make
     Raises ConfigError, ImageError or HostError; nothing is left open then.
     """
     with contextlib.ExitStack() as stack:
-        taps: dict[str, Tap] = {}
+        leases: dict[str, Lease] = {}
         if any(isinstance(device, NetConfig) and device.backend == "network" for device in config.devices):
             from pyvmm.machine.network_leases import take_leases
 
-            config, taps = take_leases(config, stack)
+            config, leases = take_leases(config, stack)
         if config.devices:
             from pyvmm.machine import virtio_slots  # its imports cost every start some milliseconds
 
@@ -101,7 +101,7 @@ def build_machine(config: MachineConfig, quirks: frozenset[str], saved_ram: Make
             config, quirks, system=system, vm=vm, memory=memory, dirty=dirty, loop=loop, ports=ports, mmio=mmio,
             collector=collector, backend=backend,
         )  # fmt: skip
-        machine.taps = taps
+        machine.leases = leases
         machine.devices.extend(_build_devices(machine, backend, collector))
         if config.devices:
             machine.devices.extend(virtio_slots.build_slots(machine, stack))

@@ -44,7 +44,7 @@ from pyvmm.trace import trace_group
 
 if TYPE_CHECKING:
     from pyvmm.kvm.system import System
-    from pyvmm.net.tap import Tap
+    from pyvmm.net.leases import Lease
 
 T = trace_group("machine")
 
@@ -83,8 +83,8 @@ class Machine:
         self.collector = collector
         self.backend = backend
         self.devices: list[Device] = []
-        self.taps: dict[str, Tap] = {}
-        """Taps that are open already, by name: places in named networks. Their devices use and close them."""
+        self.leases: dict[str, Lease] = {}
+        """Places in named networks, by their taps' names. Devices use and close the taps."""
         self.threads: list[VcpuThread] = []
         self.image: LoadedImage | None = None
         self.ending: Ending | None = None

@@ -56,8 +56,8 @@ def _net_backend(machine: Machine, config: NetConfig) -> Backend:
         from pyvmm.net.stream import Stream
 
         return Stream(config.target)
-    if config.target in machine.taps:
-        return machine.taps[config.target]
+    if config.target in machine.leases:
+        return machine.leases[config.target].tap
     from pyvmm.net.tap import Tap
 
     tap = Tap(config.target, mtu=config.mtu)
@@ -65,8 +65,11 @@ def _net_backend(machine: Machine, config: NetConfig) -> Backend:
         if config.bridge is not None:
             from pyvmm.net.bridge import attach
 
-            attach(tap.name, config.bridge)
-        tap.bring_up()
+            attach(tap.name, config.bridge, up=not machine.config.incoming)
+        if machine.config.incoming:  # the guest still runs elsewhere
+            tap.release()
+        else:
+            tap.bring_up()
     except BaseException:
         tap.close()
         raise

@@ -18,6 +18,7 @@ from pyvmm.migration.loop_call import call_on_loop
 from pyvmm.migration.parameters import MigrationStatus, Parameters
 from pyvmm.migration.protocol import VERSION, Go, Hello, Message, Refused, check_version, decode, expect, send_struct
 from pyvmm.migration.ram import RamReceiver
+from pyvmm.net.cards import MovingCard
 from pyvmm.trace import trace_group
 
 T = trace_group("migration")
@@ -39,11 +40,14 @@ class Target(Protocol):
     def differences(self, description: dict[str, Any]) -> str | None:
         """Where the source is different in a way that matters."""
 
+    def expect_cards(self, cards: tuple[MovingCard, ...]) -> None:
+        """Have the places in networks that the source's guest has. ConfigError, HostError: that cannot be."""
+
     def prepare(self, state: memoryview) -> Callable[[], None]:
         """Decode and check saved state (SectionError); what applies it."""
 
     def take_over(self, running: bool) -> None:
-        """Claim the disks, tell the network, and let the guest run, if it ran at the source."""
+        """Claim disks and taps, let the guest run if it ran at the source, and tell the network."""
 
 
 class IncomingMigration:
@@ -149,6 +153,7 @@ class IncomingMigration:
         difference = self._on_loop(lambda: target.differences(hello.description))
         if difference is not None:
             raise ChannelError(f"the source's machine is another one: {difference}")
+        self._on_loop(lambda: target.expect_cards(hello.cards))
         send_struct(channel, Message.HELLO, Hello(VERSION, self._on_loop(target.describe)))
         receiver = RamReceiver(target.memory)
         while True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -9,8 +10,10 @@ import msgspec
 
 from pyvmm.devices.state import decode_fields
 from pyvmm.errors import HostError, SectionError, StateError
+from pyvmm.machine.device_config import NetConfig
 from pyvmm.machine.machine import Machine
 from pyvmm.machine.run_state import RunState
+from pyvmm.migration.announcer import Announcer
 from pyvmm.migration.machine_state import (
     DESCRIPTION,
     Description,
@@ -19,26 +22,42 @@ from pyvmm.migration.machine_state import (
     prepare_machine,
     save_machine,
 )
+from pyvmm.migration.parameters import Parameters
 from pyvmm.migration.sections import decode_sections, encode_sections
+from pyvmm.net.cards import MovingCard
 from pyvmm.trace import trace_group
 
 T = trace_group("migration")
 
 
+def has_cards(machine: Machine) -> bool:
+    """Whether what is about networks has to be imported."""
+    return any(isinstance(device, NetConfig) for device in machine.config.devices)
+
+
 class LiveMachine:
     """Everything here runs on the machine's loop, but for the attributes."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, parameters: Callable[[], Parameters] = Parameters) -> None:
         self.memory = machine.memory
         self.dirty = machine.dirty
         self._machine = machine
         self._released = False
+        self._announcer = Announcer(machine, parameters)
 
     def describe(self) -> dict[str, Any]:
         """What the other side must have, too; decoded by :meth:`differences`."""
         # A vCPU's ioctls wait until it leaves KVM_RUN, which a guest that polls memory never does by itself.
         with self._machine.standing_still():
             return msgspec.structs.asdict(describe(self._machine))
+
+    def cards(self) -> tuple[MovingCard, ...]:
+        """For :meth:`expect_cards` of the other side."""
+        if not has_cards(self._machine):
+            return ()
+        from pyvmm.machine.network_leases import cards_of
+
+        return cards_of(self._machine)
 
     # -- as a source ----------------------------------------------------------------------------
 
@@ -65,7 +84,7 @@ class LiveMachine:
         return encode_sections(save_machine(self._machine))
 
     def release(self) -> None:
-        """Disks to the other side, everything written to them durable."""
+        """Disks to the other side, everything written to them durable; taps carry nothing more."""
         self._released = True
         try:
             for device in self._machine.devices:
@@ -74,15 +93,21 @@ class LiveMachine:
             raise HostError(f"a disk cannot be flushed: {error}") from None
 
     def reclaim(self) -> None:
-        """Disks back. HostError if the other side has them: then the guest is not ours."""
+        """All of that back. HostError if the other side has it: then the guest is not ours."""
         if self._released:
-            self._released = False
+            for lease in self._machine.leases.values():
+                lease.take_back()
             for device in self._machine.devices:
                 device.claim()
+            self._released = False
+            self._announcer.start()
 
     def handed_over(self) -> None:
         """This machine is a shell now."""
         self._machine.pause(RunState.POSTMIGRATE)
+        for lease in self._machine.leases.values():
+            with contextlib.suppress(HostError):  # then it is given up when this process ends
+                lease.leave()
 
     def hold_vcpus(self, held: bool) -> None:
         """Slow the guest down."""
@@ -103,6 +128,13 @@ class LiveMachine:
             return str(error)
         return None
 
+    def expect_cards(self, cards: tuple[MovingCard, ...]) -> None:
+        """Have the leases of a guest with these cards. ConfigError, HostError."""
+        if cards or has_cards(self._machine):
+            from pyvmm.machine.network_leases import expect_cards
+
+            expect_cards(self._machine, cards)
+
     def prepare(self, state: memoryview) -> Callable[[], None]:
         """Check all sections; what applies them."""
         apply = prepare_machine(self._machine, decode_sections(state))
@@ -121,6 +153,5 @@ class LiveMachine:
             self._machine.resume()
         else:
             self._machine.pause()
-        for device in self._machine.devices:
-            device.moved()
+        self._announcer.start()
 

@@ -82,7 +82,7 @@ class MigrationManager(MachineObserver):
         if machine.run_state is RunState.PRELAUNCH:
             machine.pause()  # an untouched guest is moved like a paused one
         self.dirty_rate.give_up()
-        self._live = self._live or LiveMachine(machine)
+        self._live = self._live or self._make_live()
         self.outgoing = OutgoingMigration(
             self._live, uri, self.parameters, self.capabilities, post=machine.loop.post,
             observe=self._tell_status, observe_round=self._tell_round,
@@ -130,10 +130,13 @@ class MigrationManager(MachineObserver):
             raise StateError("'-incoming' was not specified on the command line")
         listener = Listener(uri)
         self.incoming = IncomingMigration(
-            listener, LiveMachine(machine), self.parameters, post=machine.loop.post, fail=self._incoming_failed,
+            listener, self._make_live(), self.parameters, post=machine.loop.post, fail=self._incoming_failed,
             observe=self._tell_status,
         )  # fmt: skip
         self.incoming.start()
+
+    def _make_live(self) -> LiveMachine:
+        return LiveMachine(self._machine, lambda: self.parameters)
 
     def _incoming_failed(self, reason: str) -> None:
         self._machine.request_end(Ending(

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
-from pyvmm.errors import ChannelError, DeadlineError, PyvmmError, StateError
+from pyvmm.errors import ChannelError, DeadlineError, PyvmmError
 from pyvmm.machine.dirty_tracker import DirtyTracker, PageSet
 from pyvmm.memory.guest_memory import PAGE_SIZE, GuestMemory
 from pyvmm.migration.channel import Channel, connect
@@ -20,6 +20,7 @@ from pyvmm.migration.parameters import Capabilities, MigrationStatus, Parameters
 from pyvmm.migration.protocol import VERSION, Go, Hello, Message, check_version, expect, send_struct
 from pyvmm.migration.ram import RamCounters, RamSender
 from pyvmm.migration.throttle import Throttle
+from pyvmm.net.cards import MovingCard
 from pyvmm.trace import trace_group
 
 T = trace_group("migration")
@@ -40,6 +41,9 @@ class Source(Protocol):
     def describe(self) -> dict[str, Any]:
         """What the destination must be like."""
 
+    def cards(self) -> tuple[MovingCard, ...]:
+        """Its network cards, and their places in networks."""
+
     def is_running(self) -> bool:
         """Whether the guest runs (a paused one is moved, too, and stays paused)."""
 
@@ -53,13 +57,13 @@ class Source(Protocol):
         """All state but RAM; the guest is paused."""
 
     def release(self) -> None:
-        """Let go of disks, flushed, so that another process may write to them."""
+        """Let go of disks, flushed, and of taps, so that another process may have them."""
 
     def reclaim(self) -> None:
         """Take them back: the other side did not get as far."""
 
     def handed_over(self) -> None:
-        """The guest runs elsewhere."""
+        """The guest runs elsewhere, and has its places in networks there."""
 
     def hold_vcpus(self, held: bool) -> None:
         """Park vCPUs for a moment, or let them go on; the run state does not change."""
@@ -198,7 +202,8 @@ class OutgoingMigration:
         try:
             with self._lock:
                 self._channel = channel
-            send_struct(channel, Message.HELLO, Hello(VERSION, self._on_loop(source.describe)))
+            hello = Hello(VERSION, self._on_loop(source.describe), self._on_loop(source.cards))
+            send_struct(channel, Message.HELLO, hello)
             check_version(expect(channel, Message.HELLO)[1])
             self.active_at = time.monotonic()
             self._change(MigrationStatus.ACTIVE)
@@ -309,7 +314,7 @@ class OutgoingMigration:
         if not self._handed_over:
             try:
                 self._on_loop(self._go_on)
-            except (DeadlineError, StateError) as error:
+            except PyvmmError as error:
                 reason = f"{reason}; and the guest cannot go on: {error}"
         self.standing_still = False
         self.problem = None if cancelled else reason

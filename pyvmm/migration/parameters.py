@@ -56,6 +56,13 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forb
     max_cpu_throttle: Annotated[int, Meta(ge=1, le=99)] = 99
     throttle_trigger_threshold: Annotated[int, Meta(ge=1, le=100)] = 50
     """Percent of what was sent in a round that must be dirty again for the guest to be slowed down."""
+    announce_initial: Annotated[int, Meta(ge=0, le=100_000)] = 50
+    """Milliseconds between the first two times that the network is told where the guest is now."""
+    announce_max: Annotated[int, Meta(ge=0, le=100_000)] = 550
+    announce_rounds: Annotated[int, Meta(ge=0, le=1000)] = 5
+    """How often it is told."""
+    announce_step: Annotated[int, Meta(ge=0, le=10_000)] = 100
+    """By how much the time between two grows, up to ``announce_max``."""
     tls_creds: str = ""
     """A folder of credentials (``pyvmm certs``); empty: no TLS."""
     tls_hostname: str = ""

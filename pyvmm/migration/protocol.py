@@ -4,14 +4,17 @@
 
     source                                          destination (--incoming URI)
 
-    hello    {version, description}      -------->  the same machine? nothing is changed if not
+    hello    {version, description,      -------->  the same machine? nothing is changed if not
+              cards}                                has the guest's places in networks, too, its taps down
                                          <--------  hello, or refused {reason}
     ram, ram, ...  pass {round}          -------->  written to memory; again for each round
-      (pauses the guest, flushes disks)
+      (pauses the guest)
     ram, ram, ...  state {sections}      -------->  all of it is decoded, then all of it is applied
                                          <--------  loaded, or refused {reason}
-    go       {running}                   -------->  takes the disks, lets the guest run if it ran
+      (flushes disks, sets taps down)
+    go       {running}                   -------->  takes the disks, sets taps up, lets the guest run if it ran
                                          <--------  running
+      (gives up its places in networks)             tells the network where the guest is now
 
 Until it has sent ``go`` the source owns the guest: whatever fails before that, it goes on as if nothing had happened,
 and the destination ends with an error. From then on it never runs the guest by itself: if the connection breaks before
@@ -23,14 +26,16 @@ Frames are those of channel.py. ``description`` and ``sections`` are made and ju
 from __future__ import annotations
 
 import enum
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 from pyvmm.errors import ChannelError
 from pyvmm.migration.channel import Channel
+from pyvmm.net.cards import MovingCard
 
-VERSION = 1
+VERSION = 2
 
 
 class Message(enum.IntEnum):
@@ -51,6 +56,8 @@ class Hello(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     version: int
     description: dict[str, Any] = {}
+    cards: Annotated[tuple[MovingCard, ...], Meta(max_length=100)] = ()
+    """The source's network cards, and their places in named networks."""
 
 
 class Refused(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

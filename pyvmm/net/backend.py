@@ -29,5 +29,11 @@ class Backend(Protocol):
     def set_offload(self, flags: int) -> None:
         """What the driver copes with (``tap.OFFLOAD_*``). HostError if the backend is gone."""
 
+    def release(self) -> None:
+        """Carry no frames: the guest is to run elsewhere, or has not come yet. HostError."""
+
+    def claim(self) -> None:
+        """Carry them: the guest is here. HostError if the backend is gone."""
+
     def close(self) -> None:
         """Give the descriptor back. Harmless twice."""

@@ -34,14 +34,15 @@ def remove_link(route: Any, link: Link) -> None:
         route.link("del", index=link.index)
 
 
-def attach(tap: str, bridge: str, route: Any = None) -> None:
+def attach(tap: str, bridge: str, route: Any = None, *, up: bool = True) -> None:
     """Make the device ``tap`` a port of ``bridge`` and set it up. Nothing happens if it is one already.
 
+    Without ``up`` it stays as it is: over a port that is down no frame goes.
     ConfigError if there is no such bridge, HostError if the kernel refuses.
     """
     if route is None:
         with open_route() as route:
-            attach(tap, bridge, route)
+            attach(tap, bridge, route, up=up)
         return
     port, master = _must_find(route, tap), find_link(route, bridge)
     if master is None or master.kind != "bridge":
@@ -49,9 +50,16 @@ def attach(tap: str, bridge: str, route: Any = None) -> None:
         raise ConfigError(f"bridge {bridge}: {what}; pyvmm net up makes one")
     if port.master not in (0, master.index):
         raise ConfigError(f"tap {tap}: is a port of another bridge; take it off that (ip link set {tap} nomaster)")
-    if port.master != master.index or not port.up:
+    if port.master != master.index or (up and not port.up):
+        state = {"state": "up"} if up else {}
         with netlink_errors(f"make {tap} a port of {bridge}"):
-            route.link("set", index=port.index, master=master.index, state="up")
+            route.link("set", index=port.index, master=master.index, **state)
+
+
+def detach(port: Link, route: Any) -> None:
+    """``port`` is one no longer."""
+    with netlink_errors(f"take {port.name} off its bridge"):
+        route.link("set", index=port.index, master=0)
 
 
 def _must_find(route: Any, name: str) -> Link:

@@ -122,6 +122,12 @@ class FilterChain:
         self._injected.append((source, direction, frame))
         self._changed()
 
+    def emit(self, frame: Frame) -> None:
+        """Send a frame of the host's own to the backend, behind all filters. Any thread, never waits."""
+        with self.lock:
+            self.to_backend.append(frame)
+        self._changed()
+
     def settle(self) -> None:
         """Send injected frames on; the lock is held."""
         while self._injected:

@@ -30,8 +30,10 @@ from pyvmm.net.links import (
 )
 from pyvmm.net.plan import Plan, bridge_name, check_network_name, first_free_plan, mac_of
 from pyvmm.net.records import (
+    ArrivalRecord,
     LeaseRecord,
     NetworkRecord,
+    arrivals_in,
     is_stale,
     leases_in,
     networks_lock,
@@ -43,15 +45,21 @@ from pyvmm.trace import trace_group
 T = trace_group("net")
 
 
+VmStanding = Literal["connected", "off the bridge", "left over", "waiting", "moving"]
+"""``waiting``: for a guest from elsewhere. ``moving``: its guest is about to run here, or ran here until now; another
+tap has the same lease. ``left over``: its VM is dead; the next ``up`` or the next VM takes the tap away.
+"""
+
+
 class VmState(msgspec.Struct, frozen=True):
     """One VM of a network."""
 
     vm: str
     tap: str
     address: str
+    """Empty, like ``mac``, for one that waits."""
     mac: str
-    state: Literal["connected", "off the bridge", "left over"]
-    """``left over``: its VM is dead; the next ``up`` or the next VM takes the tap away."""
+    state: VmStanding
 
 
 class NetworkState(msgspec.Struct, frozen=True):
@@ -132,6 +140,7 @@ def list_networks() -> list[NetworkState]:
     with open_route() as route:
         links = read_links(route)
         names = {record.network for _, record in leases_in(links)} | _bridges(links).keys()
+        names |= {record.network for _, record in arrivals_in(links)}
         return [_state(route, links, name) for name in sorted(names)]
 
 
@@ -226,9 +235,10 @@ def _complete(route: Any, name: str, bridge: Link, record: NetworkRecord) -> Non
         nat.set_up(name, bridge.name, plan.cidr, device)
     else:
         set_option("ipv4", bridge.name, "forwarding", False)
-    for link, _ in leases_in(reclaim(route, read_links(route), name), name):
+    links = reclaim(route, read_links(route), name)
+    for link, _ in [*leases_in(links, name), *arrivals_in(links, name)]:
         if link.master == 0:
-            attach(link.name, bridge.name, route)
+            attach(link.name, bridge.name, route, up=link.up)  # one that is down is not where its guest runs
 
 
 def _undo(route: Any, name: str) -> None:
@@ -239,7 +249,8 @@ def _undo(route: Any, name: str) -> None:
 
 
 def _refuse_users(name: str, links: list[Link], bridge: Link | None, leases: list[tuple[Link, LeaseRecord]]) -> None:
-    users = {link.name: f"{lease.vm} ({link.name})" for link, lease in leases if not is_stale(link)}
+    taps: list[tuple[Link, LeaseRecord | ArrivalRecord]] = [*leases, *arrivals_in(links, name)]
+    users = {link.name: f"{record.vm} ({link.name})" for link, record in taps if not is_stale(link)}
     if bridge is not None:
         stale = {link.name for link, _ in leases if is_stale(link)}
         for link in links:
@@ -252,9 +263,11 @@ def _refuse_users(name: str, links: list[Link], bridge: Link | None, leases: lis
 def _state(route: Any, links: list[Link], name: str) -> NetworkState:
     bridge = next((link for link in links if link.name == bridge_name(name)), None)
     record = _record_of(bridge) if bridge is not None else None
-    leases = leases_in(links, name)
+    leases, arrivals = leases_in(links, name), arrivals_in(links, name)
     index = bridge.index if bridge is not None and record is not None else -1
-    own = {link.index for link, _ in leases}
+    own = {link.index for link, _ in [*leases, *arrivals]}
+    vms = [VmState(r.vm, link.name, r.address, r.mac, _vm_state(link, index)) for link, r in leases]
+    vms += [VmState(r.vm, link.name, "", "", "waiting") for link, r in arrivals]
     return NetworkState(
         name=name,
         bridge=bridge_name(name),
@@ -263,12 +276,14 @@ def _state(route: Any, links: list[Link], name: str) -> NetworkState:
         host=str(record.plan.host) if record is not None else None,
         nat=record is not None and record.nat,
         uplink=nat.uplink_of(name) if record is not None and record.nat else None,
-        vms=tuple(VmState(r.vm, link.name, r.address, r.mac, _vm_state(link, index)) for link, r in leases),
+        vms=tuple(vms),
         other_ports=tuple(link.name for link in links if link.master == index and link.index not in own),
     )
 
 
-def _vm_state(link: Link, bridge: int) -> Literal["connected", "off the bridge", "left over"]:
+def _vm_state(link: Link, bridge: int) -> VmStanding:
     if is_stale(link):
         return "left over"
-    return "connected" if link.master == bridge else "off the bridge"
+    if link.master != bridge:
+        return "off the bridge"
+    return "connected" if link.up else "moving"

@@ -4,7 +4,10 @@ The device and what is known of it are one thing in the kernel, so they cannot d
 its tap goes, and with it its lease. Nothing is kept in files.
 
     pvm-demo   {"pyvmm":"network","version":1,"cidr":"10.91.0.0/24","nat":false}
-    vm-linux   {"pyvmm":"lease","version":1,"network":"demo","vm":"linux","address":"10.91.0.2","mac":"02:..."}
+    vm-linux   {"pyvmm":"lease","version":1,"network":"demo","vm":"linux","address":"10.91.0.2","mac":"02:..","id":".."}
+    vm-next    {"pyvmm":"arrival","version":1,"network":"demo","vm":"next"}
+
+While a VM moves between two processes two taps have its lease, with the same id; the one that is up is where it runs.
 """
 
 from __future__ import annotations
@@ -47,6 +50,8 @@ class LeaseRecord(msgspec.Struct, frozen=True, tag_field="pyvmm", tag="lease", f
     vm: str
     address: str
     mac: str
+    id: str = ""
+    """Made anew for each lease, and kept when the lease goes to another tap with its VM."""
 
     @property
     def ip(self) -> IPv4Address:
@@ -54,19 +59,30 @@ class LeaseRecord(msgspec.Struct, frozen=True, tag_field="pyvmm", tag="lease", f
         return IPv4Address(self.address)
 
 
-def write_record(record: NetworkRecord | LeaseRecord) -> str:
+class ArrivalRecord(msgspec.Struct, frozen=True, tag_field="pyvmm", tag="arrival", forbid_unknown_fields=True):
+    """Alias of the tap of a VM that waits for a guest from elsewhere: which lease it will have is not known yet."""
+
+    version: Literal[1]
+    network: str
+    vm: str
+
+
+Record = NetworkRecord | LeaseRecord | ArrivalRecord
+
+
+def write_record(record: Record) -> str:
     """The alias that says it. At most 255 bytes: its parts are bounded."""
     return msgspec.json.encode(record).decode()
 
 
-def read_record(alias: str) -> NetworkRecord | LeaseRecord | None:
+def read_record(alias: str) -> Record | None:
     """What an alias says; ``None``: it is not pyvmm's, or another version's, so hands off."""
     try:
-        record = msgspec.json.decode(alias, type=NetworkRecord | LeaseRecord)
+        record: Record = msgspec.json.decode(alias, type=Record)
         # Only root writes aliases, but any program of root's.
         if isinstance(record, NetworkRecord):
             Plan.parse(record.cidr)
-        else:
+        elif isinstance(record, LeaseRecord):
             IPv4Address(record.address)
     except (msgspec.DecodeError, ConfigError, ValueError):
         return None
@@ -81,6 +97,16 @@ def leases_in(links: list[Link], network: str | None = None) -> list[tuple[Link,
         if isinstance(record, LeaseRecord) and network in (None, record.network):
             found.append((link, record))
     return sorted(found, key=lambda item: (item[1].network, item[1].ip))
+
+
+def arrivals_in(links: list[Link], network: str | None = None) -> list[tuple[Link, ArrivalRecord]]:
+    """The taps of VMs that wait for a guest."""
+    found = []
+    for link in links:
+        record = read_record(link.alias) if link.kind == "tun" else None
+        if isinstance(record, ArrivalRecord) and network in (None, record.network):
+            found.append((link, record))
+    return found
 
 
 def is_stale(link: Link) -> bool:

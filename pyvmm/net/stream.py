@@ -65,6 +65,12 @@ class Stream:
     def set_offload(self, flags: int) -> None:
         """Nothing to pass on: a driver that was offered no offloads has none."""
 
+    def release(self) -> None:
+        """The connection is this process's own: whoever is at its other end sees who speaks."""
+
+    def claim(self) -> None:
+        """Likewise."""
+
     def close(self) -> None:
         """Close the connection. Harmless twice."""
         self._socket.close()

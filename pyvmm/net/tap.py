@@ -38,6 +38,8 @@ OFFLOAD_CSUM, OFFLOAD_TSO4, OFFLOAD_TSO6, OFFLOAD_TSO_ECN = 1, 2, 4, 8
 # <linux/sockios.h>, <linux/if.h>
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _SIOCGIFMTU, _SIOCSIFMTU, _SIOCGIFHWADDR = 0x8913, 0x8914, 0x8921, 0x8922, 0x8927
 _IFF_UP = 1
+_STALE_MAX = 4096
+"""Frames; a tap keeps 500 to 1000."""
 _IFREQ = struct.Struct("16s24s")
 
 
@@ -60,6 +62,7 @@ class Tap:
 
     def __init__(self, name: str, *, mtu: int | None = None) -> None:
         self.name = check_name(name)
+        self._silent = False
         self.fd = _open_clone()
         # A second descriptor, for questions about the interface: in the network namespace that the tap is in.
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
@@ -117,6 +120,29 @@ class Tap:
         flags = self._flags()
         if not flags & _IFF_UP:
             self._request(_SIOCSIFFLAGS, struct.pack("<H", flags | _IFF_UP), "bring it up")
+
+    def release(self) -> None:
+        """The guest is not here, or no more: carry nothing, so that no bridge looks for it behind this tap.
+
+        One that is persistent stays up: it is its owner's.
+        """
+        self._silent = True
+        flags = self._flags()
+        if flags & _IFF_UP and not self.persistent:
+            self._request(_SIOCSIFFLAGS, struct.pack("<H", flags & ~_IFF_UP), "set it down")
+
+    def claim(self) -> None:
+        """The guest is here: carry its frames. Those that came to a tap that stayed up were for where it was before."""
+        if self._silent:
+            self._silent = False
+            if self.up:
+                self._drain()
+            self.bring_up()
+
+    def _drain(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            for _ in range(_STALE_MAX):
+                os.read(self.fd, HEADER_SIZE)  # the rest of the frame is dropped
 
     def _flags(self) -> int:
         flags: int = struct.unpack_from("<H", self._request(_SIOCGIFFLAGS, b"", "read its flags"))[0]

@@ -9,6 +9,7 @@ The link. STATUS tells the driver whether there is one: it goes down when the ta
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import threading
@@ -20,9 +21,11 @@ from msgspec import Meta
 from pyvmm.devices.state import DeviceState
 from pyvmm.errors import HostError
 from pyvmm.native import ffi, lib
+from pyvmm.net.announcement import self_announcement
 from pyvmm.net.backend import Backend
-from pyvmm.net.filter import FilterChain
+from pyvmm.net.filter import FilterChain, Frame
 from pyvmm.net.mac import format_mac
+from pyvmm.net.tap import HEADER_SIZE
 from pyvmm.trace import trace_group
 from pyvmm.virtio import net_control
 from pyvmm.virtio import net_features as features
@@ -79,7 +82,8 @@ class VirtioNet(VirtioDevice):
             self.features |= features.OFFLOADS
         if self.mtu is not None:
             self.features |= features.F_MTU
-        self._power_on_mac = mac
+        self.power_on_mac = mac
+        """What the card goes by until its driver says otherwise."""
         self._report = report
         self._link_wanted = True
         self._link_lost = False
@@ -92,7 +96,7 @@ class VirtioNet(VirtioDevice):
         self._power_on()
 
     def _power_on(self) -> None:
-        self.state = NetState(mac=self._power_on_mac, link_up=self.link_up)
+        self.state = NetState(mac=self.power_on_mac, link_up=self.link_up)
 
     # -- configuration --------------------------------------------------------------------------
 
@@ -134,8 +138,24 @@ class VirtioNet(VirtioDevice):
             self._configuration_changed()
             return True
 
+    def release(self) -> None:
+        """The guest is to run elsewhere."""
+        with contextlib.suppress(HostError):
+            self.backend.release()
+
+    def claim(self) -> None:
+        """The guest is ours. A tap that was deleted meanwhile is a lost link, and no reason to stop."""
+        with contextlib.suppress(HostError):
+            self.backend.claim()
+
     def moved(self) -> None:
-        """Switches must learn where the guest is now."""
+        """Switches must learn where the guest is now.
+
+        The host tells them at once, in the guest's name; the driver, if it can, tells its addresses, too.
+        """
+        with self.lock:
+            if self.active:
+                self.filters.emit(Frame(bytes(HEADER_SIZE), self_announcement(self.state.mac)))
         self.announce()
 
     def _tell_link(self) -> None:

@@ -28,7 +28,7 @@ class FilteredPath:
 
     def chain_changed(self) -> None:
         """Whatever happened to the chain: look at it on the device's thread. Any thread."""
-        if self._chain.filters:
+        if not self._chain.idle:
             lib.pv_net_set_filtered(self._native, 1)
         lib.pv_net_poke(self._native)
 

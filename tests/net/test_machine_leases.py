@@ -28,9 +28,9 @@ def taken(*devices: NetConfig | RngConfig, name: str = "box") -> tuple[MachineCo
     """(the configuration, the taps open), with everything given back."""
     with contextlib.ExitStack() as stack:
         config = MachineConfig(image="x", name=name, devices=devices, linux_additions="quiet")
-        config, taps = take_leases(config, stack)
-        assert all(name == tap.name and tap.fd >= 0 for name, tap in taps.items())
-        return config, list(taps)
+        config, leases = take_leases(config, stack)
+        assert all(name == lease.tap.name and lease.tap.fd >= 0 for name, lease in leases.items())
+        return config, list(leases)
 
 
 def card(target: str, **options: object) -> NetConfig:

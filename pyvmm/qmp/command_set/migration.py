@@ -87,6 +87,10 @@ class MigrationParameters(QmpStruct):
     throttle_trigger_threshold: Annotated[int, Meta(ge=1, le=100)] | None = None
     max_bandwidth: Annotated[int, Meta(ge=0, le=1 << 40)] | None = None
     downtime_limit: Annotated[int, Meta(ge=0, le=2_000_000)] | None = None
+    announce_initial: Annotated[int, Meta(ge=0, le=100_000)] | None = None
+    announce_max: Annotated[int, Meta(ge=0, le=100_000)] | None = None
+    announce_rounds: Annotated[int, Meta(ge=0, le=1000)] | None = None
+    announce_step: Annotated[int, Meta(ge=0, le=10_000)] | None = None
     tls_creds: str | None = None
     tls_hostname: str | None = None
     x_stall_timeout: Annotated[int, Meta(ge=100, le=3_600_000)] | None = None

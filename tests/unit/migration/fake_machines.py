@@ -15,6 +15,7 @@ from pyvmm.errors import SectionError
 from pyvmm.machine.dirty_tracker import PageSet
 from pyvmm.memory.guest_memory import PAGE_SIZE, GuestMemory, Region
 from pyvmm.native import ffi, lib
+from pyvmm.net.cards import MovingCard
 
 PAGES = 64
 
@@ -81,6 +82,12 @@ class Machine:
     def describe(self) -> dict[str, Any]:
         self.while_running()
         return {"pages": PAGES}
+
+    def cards(self) -> tuple[MovingCard, ...]:
+        return (MovingCard("52:00:00:00:00:01"),)
+
+    def expect_cards(self, cards: tuple[MovingCard, ...]) -> None:
+        assert cards == self.cards()
 
     def differences(self, description: dict[str, Any]) -> str | None:
         return self.refuses or (None if description == {"pages": PAGES} else "pages")

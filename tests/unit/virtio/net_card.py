@@ -51,6 +51,7 @@ class PairBackend:
         self.carries_header = packets
         self.mtu = mtu
         self.offloads: list[int] = []
+        self.released = False
 
     @property
     def fd(self) -> int:
@@ -58,6 +59,12 @@ class PairBackend:
 
     def set_offload(self, flags: int) -> None:
         self.offloads.append(flags)
+
+    def release(self) -> None:
+        self.released = True
+
+    def claim(self) -> None:
+        self.released = False
 
     def close(self) -> None:
         self._mine.close()
