@@ -151,7 +151,7 @@ def test_the_source_takes_nothing_back_that_runs_elsewhere(host: Namespace, sour
     source.tap.release()
     target.tap.claim()
     for _ in ("before it has left", "after"):
-        with pytest.raises(HostError, match="VM next .* has the guest's place"):
+        with pytest.raises(HostError, match=r"VM next .* has the guest's place"):
             host.call(source.take_back)
         host.call(source.leave)
     target.close()
