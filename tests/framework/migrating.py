@@ -22,13 +22,15 @@ _OVER = ("completed", "failed", "cancelled")
 class Side(Running):
     """A ``pyvmm run`` with a monitor; what it prints is kept."""
 
-    def __init__(self, folder: Path, name: str, *arguments: str, command: str = "run", **options: Any) -> None:
+    def __init__(
+        self, folder: Path, name: str, *arguments: str, command: str = "run", timeout: float = 200, **options: Any
+    ) -> None:
         self.name = name
         self.path = folder / f"{name}.qmp"
         self.output = b""
         self._client: QmpClient | None = None
         super().__init__(
-            command, *arguments, "--qmp", f"unix:{self.path}", "--name", name, "--timeout", "200", **options
+            command, *arguments, "--qmp", f"unix:{self.path}", "--name", name, "--timeout", str(timeout), **options
         )
 
     def __exit__(self, *error: object) -> None:

@@ -9,9 +9,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.framework.topology import Namespace
 
 PYVMM = Path(sys.executable).with_name("pyvmm")
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -37,9 +40,11 @@ def refused(*arguments: str, timeout: float = 30) -> str:
 class Running:
     """A ``pyvmm`` that runs on: read from it, signal it, wait for its end. A context manager that leaves nothing."""
 
-    def __init__(self, *arguments: str, **options: Any) -> None:
+    def __init__(self, *arguments: str, inside: Namespace | None = None, **options: Any) -> None:
         streams: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         command = [str(PYVMM), *arguments]
+        if inside is not None:
+            command = inside.command(*command)
         self.process = subprocess.Popen(command, cwd=REPOSITORY, start_new_session=True, **(streams | options))
 
     def read_until(self, end: bytes, seconds: float = 20) -> bytes:

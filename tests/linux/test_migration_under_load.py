@@ -1,0 +1,144 @@
+"""A Linux that works (memory, a disk, a TCP connection) while it goes from process to process, and notices nothing."""
+
+from __future__ import annotations
+
+import re
+import socket
+import struct
+import subprocess
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pyvmm.machine.tiny_linux import find_initramfs
+from pyvmm.net.bridge import attach
+from tests.framework.migrating import Side, sides
+from tests.framework.net_commands import net, networks
+from tests.framework.tcp_records import EchoClient
+from tests.framework.topology import Namespace, Topology
+from tests.lab.selection import long_form
+from tests.linux.conftest import BOOT_DEADLINE
+from tests.unit.linux.scripts import load_script
+
+MOVES = 50 if long_form() else 10
+MEMORY_MIB = 16
+DISK = 8 << 20
+BLOCK = 16384
+GUEST, PORT = "10.91.0.2", 7
+CLIENT = "10.91.0.200/24"
+LIFE = BOOT_DEADLINE + 12 * MOVES + 60
+"""Seconds for the whole, should the host be busy with other things."""
+pytestmark = [pytest.mark.linux, pytest.mark.net, pytest.mark.timeout(LIFE + 60)]
+
+REPORT = re.compile(
+    rb"load: (\d+) up (\d+\.\d+) memory (\d+)/(\d+) disk (\d+)/(\d+)/(\d+) slowest (\d+) echo (\d+)/(\d+)"
+    rb" clock (\d+) slowest (\d+)\r?\n"
+)
+HEAD = struct.Struct("<QQQ")
+MAGIC = 0x766D6D6C6F616421
+
+
+@pytest.fixture
+def topology() -> Iterator[Topology]:
+    with Topology() as made:
+        yield made
+
+
+def build_initramfs(folder: Path) -> Path:
+    """The tiny Linux's, and the load."""
+    program = folder / "migration_load"
+    source = Path(__file__).with_name("migration_load.c")
+    subprocess.run(
+        ["gcc", "-O2", "-static", "-mno-avx", "-Wall", "-Werror", "-o", str(program), str(source)], check=True
+    )
+    cpio = load_script("guests/linux/cpio.py")
+    extra = cpio.write_archive([cpio.file("migration_load", program.read_bytes(), 0o755)])
+    initramfs = folder / "initramfs.cpio"
+    initramfs.write_bytes(Path(find_initramfs(None)).read_bytes() + extra)
+    return initramfs
+
+
+def connect(client: Namespace) -> socket.socket:
+    """To the echo, which listens."""
+    made = client.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+    made.settimeout(30)
+    made.connect((GUEST, PORT))
+    return made
+
+
+def digest_of(image: bytes) -> str:
+    """What migration_load.c says of its disk; every block that was written must be whole."""
+    digest = 0xCBF29CE484222325
+    for place in range(len(image) // BLOCK):
+        block = image[place * BLOCK : (place + 1) * BLOCK]
+        magic, number, at = HEAD.unpack_from(block)
+        crc = int.from_bytes(block[-4:], "little")
+        if number:
+            assert (magic, at, crc) == (MAGIC, place, zlib.crc32(block[:-4])), f"block {place} is torn"
+        else:
+            assert block == bytes(BLOCK), f"block {place} was never written"
+        for word in (number, crc if number else 0):
+            digest = ((digest ^ word) * 0x100000001B3) & 0xFFFFFFFFFFFFFFFF
+    return f"{digest:016x}"
+
+
+def test_nothing_is_lost_over_many_moves(topology: Topology, tmp_path: Path) -> None:
+    host, far = topology.namespace("host"), topology.namespace("client")
+    net(host, "up", "demo")
+    topology.veth((host, "port0", None), (far, "eth0", CLIENT))
+    host.call(lambda: attach("port0", "pvm-demo"))
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(DISK))
+    shape = ("--net", "demo", "--disk", str(image), "--initrd", str(build_initramfs(tmp_path)))
+    output = b""
+    figures: list[tuple[int, int, float]] = []
+    with sides(tmp_path) as start:
+        side: Side = start(
+            "vm0", *shape, "--exec", f"/migration_load {MEMORY_MIB} /dev/vda {PORT}", command="linux", inside=host,
+            timeout=LIFE,
+        )  # fmt: skip
+        side.wait_for_text(b"load: listening\n", BOOT_DEADLINE)
+        client = EchoClient(connect(far))
+        try:
+            for number in range(1, MOVES + 1):
+                uri = f"unix:{tmp_path}/m{number}"
+                to = start(f"vm{number}", *shape, "--incoming", uri, command="linux", inside=host, timeout=LIFE)
+                to.wait_for("inmigrate")
+                began = time.monotonic()
+                side.migrate(uri)
+                info = side.migrated()
+                ended = time.monotonic()
+                assert info["status"] == "completed", (number, info)
+                output += side.quit()
+                side = to
+                side.wait_for_text(b" slowest ", 60)  # it works on
+                assert client.result.problem is None, (number, client.result.problem)
+                pause = client.result.longest_between(began, ended + 1.0)
+                figures.append((info["downtime"], info["total-time"], pause))
+            (vm,) = networks(host)["demo"]["vms"]
+            assert (vm["vm"], vm["address"], vm["state"]) == (f"vm{MOVES}", GUEST, "connected")
+            result = client.finish()
+            status, rest, problems = side.end(120)
+            output += rest
+        finally:
+            client.close()
+    print(f"{MOVES} moves: downtime, total (ms), longest silence of the connection (ms):")
+    print(*(f"{downtime} {total} {pause * 1000:.0f}" for downtime, total, pause in figures), sep=", ")
+    print(output.decode(errors="replace")[-400:], f"{result.records} records", problems)
+    assert result.problem is None
+    assert b"WRONG" not in output and b"load: all is well" in output, output[-3000:]
+    reports = [tuple(map(float, report)) for report in REPORT.findall(output)]
+    assert [report[0] for report in reports] == list(range(1, len(reports) + 1)), "a report was lost, or came twice"
+    numbers = [report[1] for report in reports]
+    assert numbers == sorted(numbers)
+    last = reports[-1]
+    assert last[2] > 0 and last[4] > 0 and last[8] == result.records * 256, last
+    (digest,) = re.findall(rb"load: disk digest ([0-9a-f]{16}) after", output)
+    assert digest_of(image.read_bytes()) == digest.decode()
+    for complaint in (b"BUG", b"WARNING", b"rcu:", b"clocksource:", b"soft lockup", b"Oops", b"Call Trace", b"I/O err"):
+        assert complaint not in output, output[-3000:]
+    assert status == 1, (status, problems)  # debug-exit 0
+    assert networks(host)["demo"]["vms"] == []
