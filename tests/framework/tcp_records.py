@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import selectors
 import socket
+import sys
 import threading
 import time
 from collections import deque
@@ -14,6 +15,7 @@ RECORD = 256
 WINDOW = 16 * RECORD
 """Bytes on their way at most: something always is."""
 NOTABLE = 0.05
+_TOTAL_RETRANSMISSIONS = 100  # offset in struct tcp_info, <linux/tcp.h>
 _DEADLINE = 60.0
 """Seconds without a byte after which the connection counts as dead."""
 
@@ -30,6 +32,8 @@ class EchoResult:
     problem: str | None = None
     records: int = 0
     """Sent, and come back."""
+    resent: int = 0
+    """Segments that the client's kernel had to send again: lost ones, or ones it took for that."""
     pauses: list[tuple[float, float]] = field(default_factory=list)
     """(time.monotonic() at its end, seconds) of each time for which nothing came back though something was due."""
 
@@ -107,6 +111,8 @@ class EchoClient:
                 begun = self._check(got, begun)
         self._socket.setblocking(True)
         self._socket.settimeout(_DEADLINE)
+        info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TOTAL_RETRANSMISSIONS + 4)
+        self.result.resent = int.from_bytes(info[_TOTAL_RETRANSMISSIONS:], sys.byteorder)
         self._socket.shutdown(socket.SHUT_WR)
         assert self._socket.recv(1) == b"", "more came back than was sent"
 

@@ -25,7 +25,7 @@ from tests.unit.linux.scripts import load_script
 
 MOVES = 50 if long_form() else 10
 MEMORY_MIB = 16
-DISK = 8 << 20
+DISK = 4 << 20
 BLOCK = 16384
 GUEST, PORT = "10.91.0.2", 7
 CLIENT = "10.91.0.200/24"
@@ -126,6 +126,7 @@ def test_nothing_is_lost_over_many_moves(topology: Topology, tmp_path: Path) -> 
         finally:
             client.close()
     print(f"{MOVES} moves: downtime, total (ms), longest silence of the connection (ms):")
+    print(f"(others: {sorted(round(p * 1000) for _, p in result.pauses)[-20:]}, {result.resent} segments sent again)")
     print(*(f"{downtime} {total} {pause * 1000:.0f}" for downtime, total, pause in figures), sep=", ")
     print(output.decode(errors="replace")[-400:], f"{result.records} records", problems)
     assert result.problem is None
