@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.framework.processes import REPOSITORY, pyvmm
+from tests.framework import syscall_faults
+from tests.framework.processes import PYVMM, REPOSITORY, pyvmm
 
 pytestmark = [pytest.mark.kvm, pytest.mark.timeout(120)]
 
@@ -117,3 +118,28 @@ def test_a_full_file_system_is_an_error_for_the_guest_and_one_line_for_the_user(
         f"pyvmm: disk {tmp_path}/disk.img: writes fail: No space left on device; the guest sees I/O errors; make room"
         " on the host and the guest may try again\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("rule", "failed"),
+    [
+        ("preadv2:disk.img:EIO:3:1", "reads"),
+        ("pwritev2:disk.img:EIO:2:1", "writes"),
+        ("fdatasync:disk.img:EIO:0:1", "flushes"),
+    ],
+)
+def test_an_error_of_the_hosts_disk_is_one_of_the_guests(tmp_path: Path, rule: str, failed: str) -> None:
+    image, report, log = numbered(tmp_path / "disk.img"), tmp_path / "report.json", tmp_path / "faults"
+    done = subprocess.run(
+        syscall_faults.command(
+            log, [rule], str(PYVMM), "run", str(GUEST), "--memory", "32M", "--timeout", "60", "--append",
+            "size=4096 requests=20 write=1", "--disk", image, "--report", str(report),
+        ),
+        capture_output=True, timeout=90, cwd=REPOSITORY, check=False,
+    )  # fmt: skip
+    assert done.returncode == 5 and b"status 1" in done.stdout, done.stdout + done.stderr
+    assert log.read_text() == f"{rule.split(':')[0]} EIO\n"
+    assert done.stderr.decode() == (
+        f"pyvmm: disk {image}: {failed} fail: Input/output error; the guest sees I/O errors\n"
+    )
+    assert json.loads(report.read_text())["statistics"]["devices"]["virtio-blk"][f"{failed}_failed"] == 1

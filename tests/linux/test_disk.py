@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.framework.processes import pyvmm
+from tests.framework import syscall_faults
+from tests.framework.processes import PYVMM, REPOSITORY, pyvmm
 from tests.linux.conftest import BOOT_DEADLINE
 
 pytestmark = [pytest.mark.linux, pytest.mark.timeout(BOOT_DEADLINE * 2 + 30)]
@@ -56,3 +58,22 @@ def test_patterns_written_in_the_guest_are_in_the_image(tmp_path: Path) -> None:
         expected = bytearray(SIZE)
         expected[15360 : 15360 + 21 * 3072] = content[: 21 * 3072]
         assert overlay.read(0, SIZE) == expected
+
+
+def test_a_flush_that_failed_on_the_host_fails_fsync_in_the_guest_and_so_does_the_next_one(tmp_path: Path) -> None:
+    image, log = tmp_path / "disk.img", tmp_path / "faults"
+    image.write_bytes(bytes(SIZE))
+    dd = "dd if=/dev/zero of=/dev/vda bs=4k count=1 conv=fsync 2>/dev/null; echo $?"
+    commands = [dd, dd, dd, "dd if=/dev/vda of=/dev/null bs=64k count=1 iflag=direct 2>/dev/null; echo $?"]
+    done = subprocess.run(
+        syscall_faults.command(
+            log, ["fdatasync:disk.img:EIO:1:1"], str(PYVMM), "linux", "--timeout", str(BOOT_DEADLINE),
+            "--disk", str(image), *(word for command in commands for word in ("--exec", command)),
+        ),
+        capture_output=True, timeout=BOOT_DEADLINE + 30, cwd=REPOSITORY, check=False,
+    )  # fmt: skip
+    said = done.stdout.decode().splitlines()
+    assert [line for line in said if "[" not in line] == ["0", "1", "1", "0"], (said, done.stderr.decode())
+    assert sum("I/O error, dev vda" in line for line in said) == 2, said
+    assert log.read_text() == "fdatasync EIO\n"
+    assert f"pyvmm: disk {image}: flushes fail: Input/output error; the guest sees I/O errors" in done.stderr.decode()
