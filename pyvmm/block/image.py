@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import stat
+import struct
 from types import TracebackType
 from typing import Any, Self
 
@@ -20,6 +21,9 @@ from pyvmm.trace import trace_group
 T = trace_group("block")
 
 SECTOR: int = lib.PV_SECTOR
+
+# linux/fs.h: whether it is read-only, and bytes of a physical block; both give an int
+_BLKROGET, _BLKPBSZGET = 0x125E, 0x127B
 
 
 class Image:
@@ -40,7 +44,8 @@ class Image:
     @property
     def block_size(self) -> int:
         """Bytes of the smallest write that costs no read: what a guest is told as its physical block."""
-        return min(4096, max(SECTOR, os.fstat(self.fd).st_blksize))
+        size = _ask(self.fd, _BLKPBSZGET) if self.native.is_device else os.fstat(self.fd).st_blksize
+        return min(4096, max(SECTOR, size))
 
     def read(self, offset: int, size: int) -> bytes:
         """``size`` bytes from ``offset``; OSError (EIO if the file has become too short)."""
@@ -123,7 +128,14 @@ def open_image(path: str, *, read_only: bool, later: bool = False) -> Image:
 def open_disk_file(path: str, *, read_only: bool) -> int:
     """A descriptor; a named pipe or the like is refused and not waited for."""
     try:
-        return os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            if not read_only and stat.S_ISBLK(os.fstat(fd).st_mode):
+                _check_device(fd, path)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
     except FileNotFoundError:
         raise ConfigError(f"disk {path}: no such file; make one with: truncate -s 1G {path}") from None
     except IsADirectoryError:
@@ -132,7 +144,23 @@ def open_disk_file(path: str, *, read_only: bool) -> int:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and not read_only:
             remedy = "use it readonly, or with overlay=FILE"
             raise HostError(f"disk {path}: cannot be written ({error.strerror}); {remedy}") from None
+        if error.errno == errno.EBUSY:
+            raise HostError(f"disk {path}: the host itself uses it (mounted, swap, or part of another device);"
+                            " unmount it, or use it readonly") from None  # fmt: skip
         raise HostError(f"disk {path}: cannot be opened: {error.strerror}; check path and permissions") from None
+
+
+def _ask(fd: int, request: int) -> int:
+    return int(struct.unpack("i", fcntl.ioctl(fd, request, bytes(4)))[0])
+
+
+def _check_device(fd: int, path: str) -> None:
+    """OSError: EROFS for a block device that opens for writing and fails each write, EBUSY for one that is mounted."""
+    if _ask(fd, _BLKROGET):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
+    # open(2): with O_EXCL and without O_CREAT a block device that the system uses is refused. Not kept open so, since
+    # the target of a migration on the same host opens the disk, too.
+    os.close(os.open(path, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC | os.O_NONBLOCK))
 
 
 def disk_size(fd: int, path: str) -> tuple[int, bool]:

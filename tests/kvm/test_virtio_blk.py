@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.framework import syscall_faults
+from tests.framework.loop_device import loop_device
 from tests.framework.processes import PYVMM, REPOSITORY, pyvmm
 
 pytestmark = [pytest.mark.kvm, pytest.mark.timeout(120)]
@@ -143,3 +144,18 @@ def test_an_error_of_the_hosts_disk_is_one_of_the_guests(tmp_path: Path, rule: s
         f"pyvmm: disk {image}: {failed} fail: Input/output error; the guest sees I/O errors\n"
     )
     assert json.loads(report.read_text())["statistics"]["devices"]["virtio-blk"][f"{failed}_failed"] == 1
+
+
+def test_a_guest_on_a_block_device_of_the_hosts(tmp_path: Path) -> None:
+    file = tmp_path / "backing.img"
+    file.write_bytes(bytes(512 * SECTORS))
+    with loop_device(file) as path:
+        done = run("size=4096 depth=4 requests=200 write=1 verify=1", "--disk", path)
+        assert done.returncode == 33, done.stdout + done.stderr
+        assert done.stdout.decode().split("\r\n")[0] == f"disk-reader: {SECTORS} sectors"
+        assert run("size=65536 requests=12 verify=1", "--disk", f"{path},readonly").returncode == 33
+    content = file.read_bytes()
+    assert [struct.unpack_from("<Q", content, 512 * n)[0] for n in range(1600)] == list(range(1600))
+    with loop_device(file, "--read-only") as path:
+        done = run("requests=8", "--disk", path)
+    assert done.returncode == 125 and b"cannot be written (Read-only file system); use it readonly" in done.stderr
