@@ -155,6 +155,8 @@ def _concluded(console: ExecConsole, ending: Ending) -> Ending:
 
     A command may well be ``poweroff``; but Linux ending before it was run is a failure.
     """
+    if ending.problem is not None:
+        return ending
     if ending.kind == "debug-exit" and ending.value is not None:
         return msgspec.structs.replace(ending, status=ending.value & 0xFF)
     if ending.status == 0 and ending.kind != "quit" and not console.began_all:

@@ -180,8 +180,8 @@ def _run(
         if machine.backend.problem is not None:
             complain(f"pyvmm: --serial {config.serial}: output is incomplete: {machine.backend.problem}")
         report = _report(machine, ending, seconds)
-    if report_path is not None:
-        write_report(report_path, report)
+        if report_path is not None:
+            write_report(report_path, report)  # here: a disk that hangs may keep the machine from being closed
     return ending, report
 
 
@@ -268,7 +268,9 @@ def write_report(path: str, report: dict[str, Any]) -> None:
 
 def explain_ending(ending: Ending) -> None:
     """What a person should know about an end that was not clean, on stderr."""
-    if ending.kind in ("timeout", "quit", "incoming-failed") and ending.status:
+    if ending.problem is not None:
+        complain(f"pyvmm: {ending.problem}")
+    elif ending.kind in ("timeout", "quit", "incoming-failed") and ending.status:
         complain(f"pyvmm: {ending.reason}")
     elif ending.status == EXIT_GUEST_CRASHED and ending.crash is not None:
         from pyvmm.machine.crash_report import text_lines

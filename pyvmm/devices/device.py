@@ -57,6 +57,16 @@ class Device:
     def resume(self) -> None:
         """The machine goes on; follows a :meth:`pause`."""
 
+    def waits_for(self) -> str | None:
+        """What on the host it waits for just now, as a line for the user. From any thread; takes no lock."""
+        return None
+
+    def end_io(self, deadline: float) -> None:
+        """End the threads it has by monotonic time ``deadline``; no vCPU runs any more.
+
+        DeadlineError if one goes on: nothing that it uses may be given back.
+        """
+
     def statistics(self) -> dict[str, int]:
         """Counters for reports, by name; most devices count nothing."""
         return {}

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from pyvmm.errors import EXIT_GUEST_CRASHED, EXIT_TIMEOUT
+from pyvmm.errors import EXIT_GUEST_CRASHED, EXIT_REFUSED, EXIT_TIMEOUT
 
 
 class Ending(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,6 +25,8 @@ class Ending(msgspec.Struct, frozen=True, kw_only=True):
     """What the guest wrote to debug-exit."""
     crash: dict[str, Any] | None = None
     """Registers, code and disassembly of a guest that crashed."""
+    problem: str | None = None
+    """What of the host's kept the machine from coming to rest: what the guest gave to a disk may be lost."""
 
 
 def timed_out(seconds: float) -> Ending:
@@ -35,3 +37,8 @@ def timed_out(seconds: float) -> Ending:
 def crashed(kind: str, reason: str, crash: dict[str, Any] | None) -> Ending:
     """The guest, or pyvmm with it, cannot go on."""
     return Ending(kind=kind, status=EXIT_GUEST_CRASHED, reason=reason, crash=crash)
+
+
+def unclean(ending: Ending, problem: str) -> Ending:
+    """The same end, but something on the host did not finish: nobody must take it for a good one."""
+    return msgspec.structs.replace(ending, status=EXIT_REFUSED, reason=problem, problem=problem)

@@ -27,8 +27,9 @@ from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.kvm.vm import Vm
 from pyvmm.machine.config import MachineConfig
 from pyvmm.machine.crash_report import crash_report
+from pyvmm.machine.device_rest import DeviceRest
 from pyvmm.machine.dirty_tracker import DirtyTracker
-from pyvmm.machine.ending import Ending, crashed, timed_out
+from pyvmm.machine.ending import Ending, crashed, timed_out, unclean
 from pyvmm.machine.event_loop import EventLoop
 from pyvmm.machine.exit_handler import ExitHandler
 from pyvmm.machine.halt_watch import HaltWatch, cannot_wake
@@ -96,7 +97,7 @@ class Machine:
         self.started_at = 0.0
         self.power_on_state: PowerOnState
         self._run_state = RunStateTracker()
-        self._devices_paused = False
+        self.rest = DeviceRest(self.devices)
         self._requests = 0
         # Re-entrant: a signal handler may interrupt the loop's thread while that holds it.
         self._request_lock = threading.RLock()
@@ -169,7 +170,7 @@ class Machine:
                 self._park_all()
                 for vcpu in self.vcpus:
                     vcpu.settle_user_entry()
-                self.pause_devices(True)
+                self.rest.pause()
             except DeadlineError:
                 self._let_run()
                 raise
@@ -186,7 +187,7 @@ class Machine:
 
     def _go_on(self) -> None:
         self._run_state.change(RunState.RUNNING)
-        self.pause_devices(False)
+        self.rest.resume()
         self._let_run()
 
     @contextlib.contextmanager
@@ -217,28 +218,15 @@ class Machine:
                 for thread in self.threads:
                     thread.resume()
 
-    def pause_devices(self, paused: bool) -> None:
-        """Let no device touch guest memory, or let them again; a run state's change sees to it by itself."""
-        if paused == self._devices_paused:
-            return
-        with contextlib.ExitStack() as undo:
-            for device in self.devices:
-                if paused:
-                    device.pause()
-                    undo.callback(device.resume)
-                else:
-                    device.resume()
-            undo.pop_all()
-        self._devices_paused = paused
-
     def _park_all(self) -> None:
         self.backend.gate.hold_open(True)
         try:
             for thread in self.threads:
                 thread.request_park()
             deadline = time.monotonic() + PARK_DEADLINE
-            for thread in self.threads:
-                thread.wait_parked(deadline)
+            with self.rest.named():
+                for thread in self.threads:
+                    thread.wait_parked(deadline)
         finally:
             self.backend.gate.hold_open(False)
 
@@ -311,10 +299,13 @@ class Machine:
                 self.loop.stop()
             return
         self._halt_watch.stop()
-        self._park_all()
-        self.pause_devices(True)  # what the guest gave to a disk gets there
+        try:
+            self._park_all()
+            self.rest.pause()  # what the guest gave to a disk gets there
+        except DeadlineError as error:
+            ending = unclean(ending, str(error))
         self.collector.drain_ring()
-        if ending.kind == "timeout":
+        if ending.kind == "timeout" and ending.problem is None:
             # Where a guest hangs is what its owner will want to know.
             ending = msgspec.structs.replace(ending, crash=crash_report(self.vcpus[0], self.memory))
         self.ending = ending
@@ -342,8 +333,7 @@ class Machine:
         if running:
             self._run_state.change(RunState.PAUSED)
         self.collector.drain_ring()
-        for device in self.devices:
-            device.reset()
+        self.rest.reset()
         self.power_on_state.restore_chips()
         # Loaders rely on zeroed memory, as a first boot has it.
         self.memory.discard()
@@ -374,13 +364,15 @@ class Machine:
     def close(self) -> None:
         """End all vCPU threads, then give everything back.
 
-        DeadlineError if a thread does not end (a device keeps it): nothing is given back then, because the
+        DeadlineError if a thread does not end, a vCPU's or a device's: nothing is given back then, because the
         thread still uses it. Calling again tries again.
         """
         self._halt_watch.stop()
         self.backend.gate.hold_open(True)
-        for thread in self.threads:
-            thread.end()
+        with self.rest.named():
+            for thread in self.threads:
+                thread.end()
+        self.rest.end_io()
         self.owned.close()
 
     def __enter__(self) -> Self:

@@ -170,7 +170,7 @@ def prepare_machine(machine: Machine, sections: dict[str, Section]) -> Callable[
     def apply() -> list[str]:
         if machine.run_state is RunState.RUNNING:
             raise StateError("the machine runs: pause it before state is loaded")
-        machine.pause_devices(True)
+        machine.rest.pause()
         ahead = load_tscs(machine.vcpus, cpus)
         for vcpu, cpu in zip(machine.vcpus, cpus, strict=True):
             load_cpu(vcpu, cpu, deadline_shift=ahead)

@@ -179,7 +179,7 @@ def _restore(machine: Machine, file: SnapshotFile, *, verify: bool) -> None:
         raise ImageError(file.path, "ram", "other regions than the machine has")
     if verify:
         verify_ram(file)
-    machine.pause_devices(True)
+    machine.rest.pause()
     for part, region in zip(parts, _regions(machine), strict=True):
         region.map_file(file.fd, part.offset)
     mismatches = apply()

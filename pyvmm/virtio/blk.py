@@ -10,6 +10,7 @@ import errno
 import os
 import struct
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -74,6 +75,7 @@ class VirtioBlk(VirtioDevice):
         self._native.read_only = image.read_only
         ffi.memmove(self._native.id, serial.encode().ljust(lib.PV_BLOCK_ID_SIZE, b"\0"), lib.PV_BLOCK_ID_SIZE)
         self._threads: list[threading.Thread] = []
+        self._waits = False
         self._closed = False
 
     # -- the configuration space ----------------------------------------------------------------
@@ -146,24 +148,34 @@ class VirtioBlk(VirtioDevice):
 
     def suspend_io(self) -> None:
         """Wait for what is in flight. DeadlineError if the host's disk does not answer; it goes on then."""
-        if lib.pv_block_suspend(self._native, int(self.io_deadline * 1000)):
-            lib.pv_block_resume(self._native)
-            raise DeadlineError(
-                f"disk {self.image.path}: a request did not end within {self.io_deadline:g} s; is the host's disk well?"
-            )
+        self._waits = True
+        try:
+            if lib.pv_block_suspend(self._native, int(self.io_deadline * 1000)):
+                lib.pv_block_resume(self._native)
+                raise DeadlineError(self._unanswered(self.io_deadline))
+        finally:
+            self._waits = False
+
+    def waits_for(self) -> str | None:
+        """The host's disk, while it is waited for."""
+        return self._unanswered(self.io_deadline) if self._waits else None
+
+    def _unanswered(self, seconds: float) -> str:
+        return f"disk {self.image.path}: a request did not end within {seconds:g} s; is the host's disk well?"
+
+    def end_io(self, deadline: float) -> None:
+        """One deadline for all threads, since one disk keeps them all."""
+        lib.pv_block_end(self._native)
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+            if thread.is_alive():
+                raise DeadlineError(self._unanswered(self.io_deadline))
 
     def close(self) -> None:
         """End the threads and close the image. DeadlineError, and nothing is given back, if one does not end."""
         if self._closed:
             return
-        lib.pv_block_end(self._native)
-        for thread in self._threads:
-            thread.join(self.io_deadline)
-            if thread.is_alive():
-                raise DeadlineError(
-                    f"disk {self.image.path}: a request did not end within {self.io_deadline:g} s; is the host's disk"
-                    " well?"
-                )
+        self.end_io(time.monotonic() + self.io_deadline)
         self._closed = True
         lib.pv_block_free(self._native)
         try:

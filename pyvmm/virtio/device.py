@@ -121,6 +121,13 @@ class VirtioDevice:
         """Counters for reports, by name."""
         return {}
 
+    def waits_for(self) -> str | None:
+        """See Device.waits_for."""
+        return None
+
+    def end_io(self, deadline: float) -> None:
+        """See Device.end_io; :meth:`close` follows."""
+
     def release(self) -> None:
         """See Device.release."""
 

@@ -153,6 +153,14 @@ class VirtioMmio(StatefulDevice[MmioState]):
         with self.lock:
             self.device.pause()
 
+    def waits_for(self) -> str | None:
+        """The device's affair."""
+        return self.device.waits_for()
+
+    def end_io(self, deadline: float) -> None:
+        """The device's affair."""
+        self.device.end_io(deadline)
+
     def release(self) -> None:
         """The device's affair."""
         self.device.release()

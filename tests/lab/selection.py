@@ -29,6 +29,7 @@ TOO_LONG = {
     "linux/test_moved_linux.py::test_a_damaged_snapshot_costs_a_boot_and_nothing_else": "one more boot of Linux",
     "linux/test_disk.py::test_a_flush_that_failed_on_the_host_fails_fsync_in_the_guest_and_so_does_the_next_one":
         "one more boot of Linux",
+    "kvm/test_hung_disk.py": A_PROCESS_EACH,
     "kvm/test_virtio_blk.py::test_an_error_of_the_hosts_disk_is_one_of_the_guests": A_PROCESS_EACH,
     "guest/test_kut.py::test_an_image_that_hangs_one_that_crashes_and_one_that_is_none": A_PROCESS_EACH,
     "guest/test_kut.py::test_another_projects_tests_use_the_fixture": A_PROCESS_EACH,

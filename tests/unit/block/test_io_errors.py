@@ -114,3 +114,34 @@ def test_an_overlay_whose_flush_failed(tmp_path: Path, rule: str, statuses: list
     assert [status for status, _ in answers] == [OK, *statuses]
     assert ("cannot be flushed at the end" in lines[-1]) == (statuses[-1] == IOERR), lines
 
+
+
+HANG = """
+import os, sys
+from pathlib import Path
+from tests.unit.virtio.block_bench import *
+from pyvmm.errors import DeadlineError
+with block_bench(disk(Path(sys.argv[1]))) as bench:
+    for i in range(3):
+        bench.offer(header(IN, 8 * i), 513, at=DATA + 4096 * i)
+    bench.ring()
+    bench.wait_for_empty_ring()
+    start = time.monotonic()
+    try:
+        bench.blk.end_io(start + 0.4)
+    except DeadlineError as error:
+        print(f"{time.monotonic() - start:.3f} {error}", flush=True)
+    os._exit(0)
+"""
+
+
+def test_all_threads_that_hang_have_one_deadline_together(tmp_path: Path) -> None:
+    log = tmp_path / "faults"
+    done = subprocess.run(
+        syscall_faults.command(log, ["preadv2:disk.img:hang"], sys.executable, "-c", HANG, str(tmp_path)),
+        capture_output=True, text=True, timeout=60, cwd=REPOSITORY, check=False,
+    )  # fmt: skip
+    assert log.read_text() == "preadv2 hang\n" * 3, done.stderr
+    seconds, _, line = done.stdout.partition(" ")
+    assert 0.4 <= float(seconds) < 0.4 + 0.4, done.stdout
+    assert line == f"disk {tmp_path}/disk.img: a request did not end within 30 s; is the host's disk well?\n"
