@@ -20,6 +20,7 @@ from pyvmm.machine.config import MachineConfig
 from pyvmm.machine.machine import Machine
 from pyvmm.machine.run_state import RunState
 from pyvmm.native import lib
+from tests.framework.moving import twin_of
 
 GUESTS = Path(__file__).parents[2] / "guests"
 SOURCES = Path(__file__).parent / "syscall_storm"
@@ -94,3 +95,53 @@ def test_parked_saved_and_loaded_in_the_middle_of_system_calls(tmp_path: Path, f
             assert vcpu.native.syscalls == ROUNDS + 1
         if "int-entry" in quirks:
             assert vcpu.native.interrupts == ROUNDS
+
+
+def _run_until_ud_waits(machine: Machine, chance: random.Random) -> bool:
+    """Park it again and again until the #UD of an INT n waits for delivery; paused then. False: the guest has ended."""
+    vcpu = machine.vcpus[0]
+
+    def look() -> None:
+        machine._park_all()
+        events = vcpu.get_events()
+        waits = events.exception_injected or events.exception_pending
+        if waits and events.exception_nr == 6 and vcpu.get_sregs().cs.selector & 3 == 3:
+            machine.pause()
+            machine.loop.stop()
+        machine._let_run()
+
+    _every(machine, lambda: chance.uniform(0, 0.001), look)
+    machine.start()
+    machine.loop.run()
+    return machine.ending is None
+
+
+def test_moved_while_the_ud_of_an_int_waits_for_delivery(tmp_path: Path) -> None:
+    """The very moment: KVM has made a #UD of an INT n and not delivered it. About one pause in a hundred hits it."""
+    if "int-entry" not in load_profile().quirks:
+        pytest.skip("this host's INT n raises no #UD")
+    seed = random.randrange(1 << 32)
+    print("seed", seed)
+    chance = random.Random(seed)
+    image = _build(tmp_path, "-DFMASK=0x47700")
+    moves = 0
+    for _ in range(20):
+        machine = _machine(image)
+        try:
+            while _run_until_ud_waits(machine, chance):
+                moves += 1
+                twin = twin_of(machine)
+                cpu = twin.vcpus[0]
+                machine.close()
+                machine = twin
+                # What is saved knows nothing of it: the INT n is still to come, on whatever host.
+                events, regs = cpu.get_events(), cpu.get_regs()
+                assert not events.exception_injected and not events.exception_pending
+                assert machine.memory.read(regs.rip, 2) == b"\xcd\x80"  # this guest's addresses are physical ones
+            assert machine.ending is not None
+            assert (machine.ending.kind, machine.ending.value) == ("debug-exit", STATUS_GOOD)
+        finally:
+            machine.close()
+        if moves >= 3:
+            return
+    pytest.fail(f"in twenty storms only {moves} pauses hit that moment")
