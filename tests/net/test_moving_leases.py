@@ -14,7 +14,7 @@ from pyvmm.net.cards import MovingCard
 from pyvmm.net.leases import Lease, await_guest, join
 from pyvmm.net.links import find_link, learned_addresses, open_route
 from pyvmm.net.mac import parse_mac
-from pyvmm.net.tap import HEADER_SIZE
+from pyvmm.net.tap import HEADER_SIZE, Tap
 from tests.framework.net_commands import net, net_refused, networks
 from tests.framework.topology import Namespace, namespace, wait_until
 
@@ -204,3 +204,38 @@ def test_a_network_with_a_tap_that_waits_is_in_use(host: Namespace, source: Leas
     net(host, "up", "demo", "--cidr", "10.91.0.0/24")
     assert standing(host)["next"] == ("waiting", "", "")
     assert not target.tap.up, "up again because its network was made again"
+
+
+def test_a_tap_of_its_owners_stays_up_and_loses_what_was_meant_for_the_other_side() -> None:
+    with namespace("host") as space:
+
+        def inside() -> None:
+            import fcntl
+
+            with Tap("mine0") as tap:
+                fcntl.ioctl(tap.fd, 0x400454CB, 1)  # TUNSETPERSIST, <linux/if_tun.h>
+            with Tap("mine0") as tap:
+                tap.bring_up()
+                space.set_up("mine0", "192.0.2.1/24")
+                tap.release()
+                assert tap.up
+                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+                    for word in (b"stale", b"more"):
+                        sender.sendto(word, ("192.0.2.2", 9))  # an ARP request comes, first of all
+                tap.claim()
+                with pytest.raises(BlockingIOError):
+                    os.read(tap.fd, 4096)
+                tap.claim()  # nothing to do
+            with Tap("mine0") as tap:
+                fcntl.ioctl(tap.fd, 0x400454CB, 0)
+
+        space.call(inside)
+
+
+def test_a_tap_that_is_made_for_the_guest_goes_down_and_up_with_it() -> None:
+    with namespace("host") as space, space.call(lambda: Tap("mine0")) as tap:
+        tap.bring_up()
+        tap.release()
+        assert not tap.up
+        tap.claim()
+        assert tap.up

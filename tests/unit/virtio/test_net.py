@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pyvmm.net.announcement import self_announcement
 from pyvmm.virtio import mmio_registers as registers
 from pyvmm.virtio import net_features as features
 from pyvmm.virtio.device import F_VERSION_1
 from pyvmm.virtio.queue import F_EVENT_IDX
 from tests.unit.virtio.fake_driver import Buffer
-from tests.unit.virtio.net_card import ANY, BUFFERS, EVERYTHING, Card, card, frame, until
+from tests.unit.virtio.net_card import ANY, BUFFERS, EVERYTHING, MAC, Card, card, frame, until
 
 BOTH = pytest.mark.parametrize("packets", [False, True], ids=["stream", "tap"])
 PLAIN = F_VERSION_1
@@ -339,3 +340,30 @@ def test_a_peer_that_hung_up_before_the_driver_came_is_told_of(packets: bool) ->
         assert not c.get(registers.CONFIG + 4) & 0x10000  # status, behind the last two bytes of the MAC
         assert len(c.reports) == 1 and "link is down" in c.reports[0]
         assert c.device.statistics()["rx_inactive"] == 1
+
+
+# -- moving -------------------------------------------------------------------------------------
+
+
+@BOTH
+def test_a_guest_that_has_moved_is_announced_by_the_host(packets: bool) -> None:
+    """Whatever its driver can, behind all filters, in order with its own frames."""
+    with card(packets=packets) as c:
+        c.device.moved()  # no driver yet: there is nobody to be found
+        c.bring_up(PLAIN)
+        lead = bytes(12) if packets else b""
+        for number in range(20):
+            c.transmit(frame(number))
+            assert c.backend.receive() == lead + frame(number)
+            c.device.moved()
+            assert c.backend.receive() == lead + self_announcement(MAC)
+        until(lambda: c.device.filters.idle, "the native path again")
+
+
+def test_the_backend_learns_where_the_guest_is() -> None:
+    with card(packets=True) as c:
+        c.bring_up(PLAIN)
+        c.device.release()
+        assert c.backend.released
+        c.device.claim()
+        assert not c.backend.released
