@@ -25,7 +25,7 @@ from tests.unit.linux.scripts import load_script
 
 MOVES = 50 if long_form() else 10
 MEMORY_MIB = 16
-DISK = 4 << 20
+DISK = 2 << 20
 BLOCK = 16384
 GUEST, PORT = "10.91.0.2", 7
 CLIENT = "10.91.0.200/24"
