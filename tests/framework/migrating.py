@@ -16,6 +16,8 @@ from pyvmm.qmp.client import CommandError, QmpClient, open_client
 from tests.framework.processes import REPOSITORY, Running
 
 DIRTIER = REPOSITORY / "guests" / "dirtier"
+START_DEADLINE = 90.0
+"""Seconds for a process to answer its monitor: some are emulated, beside a guest that keeps the only CPU busy."""
 _OVER = ("completed", "failed", "cancelled")
 
 
@@ -42,7 +44,7 @@ class Side(Running):
     def qmp(self) -> QmpClient:
         """A client, made when it is first needed; the monitor may still be starting."""
         if self._client is None:
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + START_DEADLINE
             while True:
                 with socket.socket(socket.AF_UNIX) as probe:
                     if probe.connect_ex(str(self.path)) == 0:

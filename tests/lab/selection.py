@@ -24,6 +24,7 @@ NOT_IN_LAB = {
 A_PROCESS_EACH = "starts pyvmm dozens of times, which takes seconds there, for little that depends on the CPU"
 
 TOO_LONG = {
+    "linux/test_migration_under_load.py": "starts pyvmm ten times beside a guest that is always busy",
     "linux/test_vector_registers.py": "one more boot of Linux",
     "linux/test_named_network.py::test_a_killed_vm_leaves_its_place": "one more boot of Linux",
     "linux/test_moved_linux.py::test_a_damaged_snapshot_costs_a_boot_and_nothing_else": "one more boot of Linux",
