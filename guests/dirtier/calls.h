@@ -11,4 +11,5 @@ struct job {
     uint64_t first_page; /* address */
     uint64_t pages;
     uint64_t rounds; /* 0: for ever */
+    uint64_t stride; /* in pages */
 };

@@ -6,6 +6,7 @@
  *   pages=256    distinct 4 KiB pages written in each round
  *   period=100   milliseconds from one round to the next
  *   rounds=5     how many rounds; 0 is for ever
+ *   stride=1     pages from one that is written to the next
  *
  * Each round prints a line with the time the writing took: it grows when the host logs dirty pages.
  * Every page carries a stamp that the next round checks, so memory lost on the way is noticed.
@@ -99,11 +100,14 @@ void guest_main(const struct multiboot_info *info)
     apic_enable();
     tss_load();
 
-    uint64_t period, rounds;
+    uint64_t period, rounds, stride;
     if (!multiboot_option(info, "pages", 256, &pages) ||
         !multiboot_option(info, "period", 100, &period) ||
-        !multiboot_option(info, "rounds", 5, &rounds))
-        refuse("pages=, period= and rounds= take numbers of up to nine digits");
+        !multiboot_option(info, "rounds", 5, &rounds) ||
+        !multiboot_option(info, "stride", 1, &stride))
+        refuse("pages=, period=, rounds= and stride= take numbers of up to nine digits");
+    if (stride == 0)
+        refuse("stride= must be 1 or more");
     if (period == 0 || period > MAX_PERIOD_MS)
         refuse("period= must be 1 to 10000 ms");
     if (!(info->flags & MULTIBOOT_HAS_MEMORY))
@@ -112,18 +116,20 @@ void guest_main(const struct multiboot_info *info)
     if (end > MAPPED_END)
         end = MAPPED_END;
     uint64_t most = end > FIRST_PAGE ? (end - FIRST_PAGE) / PAGE_SIZE : 0;
-    if (pages == 0 || pages > most) {
-        print("dirtier: pages= must be 1 to %lu in this much memory\n", most);
+    if (pages == 0 || pages > most / stride) {
+        print("dirtier: pages= must be 1 to %lu in this much memory\n", most / stride);
         debug_exit(1);
     }
     if (!apic_measure(&rates))
         refuse("the PIT does not count, nothing to measure with");
 
-    job = (struct job){FIRST_PAGE, pages, rounds};
+    job = (struct job){FIRST_PAGE, pages, rounds, stride};
     allow_user((uint64_t)user_start, 2 * MIB);
-    allow_user(FIRST_PAGE, pages * PAGE_SIZE);
+    allow_user(FIRST_PAGE, pages * stride * PAGE_SIZE);
 
     print("%lu pages every %lu ms, ", pages, period);
+    if (stride > 1)
+        print("each %lu pages from the last, ", stride);
     if (rounds)
         print("%lu rounds\n", rounds);
     else

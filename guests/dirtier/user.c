@@ -34,7 +34,8 @@ void user_main(uint64_t argument)
     for (uint64_t round = 1; job->rounds == 0 || round <= job->rounds; round++) {
         uint64_t started = time_stamp();
         for (uint64_t index = 0; index < job->pages; index++) {
-            volatile uint64_t *word = (volatile uint64_t *)(job->first_page + index * PAGE_SIZE);
+            uint64_t page = job->first_page + index * job->stride * PAGE_SIZE;
+            volatile uint64_t *word = (volatile uint64_t *)page;
             /* Is the last round's stamp still there? After a migration this is the proof, from
              * inside, that every page arrived in its last state. */
             uint64_t found = *word;

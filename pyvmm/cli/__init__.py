@@ -11,11 +11,11 @@ import os
 import sys
 
 from pyvmm import __version__
-from pyvmm.cli import certs, disk, doctor, linux, machines, migrate, net, run, snapshot, test
+from pyvmm.cli import bench, certs, disk, doctor, linux, machines, migrate, net, run, snapshot, test
 from pyvmm.cli.messages import complain, silence
 from pyvmm.errors import EXIT_REFUSED, PyvmmError
 
-COMMANDS = (run, linux, test, machines, migrate, snapshot, net, disk, certs, doctor)
+COMMANDS = (run, linux, test, machines, migrate, snapshot, net, disk, certs, bench, doctor)
 
 
 class _Parser(argparse.ArgumentParser):

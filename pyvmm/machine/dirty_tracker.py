@@ -10,8 +10,8 @@ A migration asks again and again::
 
     tracker.start()
     for page_set in tracker.harvest():
-        for first, count in page_set.ranges():
-            ...                                  # read the pages only now: they are logged anew
+        runs, count = page_set.native_runs()
+        ...                                      # read the pages only now: they are logged anew
     tracker.stop()
 
 Whoever cannot use what it harvested gives it back (:meth:`PageSet.give_back`), or the next round misses those pages.
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -74,6 +75,13 @@ class PageSet:
                 return
             at = ranges[found - 1].first + ranges[found - 1].count
 
+    def native_runs(self) -> tuple[Any, int]:
+        """The same for native code: ``struct pv_page_range[]`` and how many of them there are."""
+        pages = self.region.size // 4096
+        most = min(self.count, (pages + 1) // 2)
+        runs = ffi.new("struct pv_page_range[]", max(most, 1))
+        return runs, int(lib.pv_dirty_ranges(self.bits, pages, 0, runs, most))
+
     def give_back(self) -> None:
         """The round failed: these pages are written, still."""
         lib.pv_dirty_merge(self.region.dirty.native, self.bits, len(self.bits))
@@ -90,10 +98,13 @@ class DirtyTracker:
         self.active = False
         self._overran = False
         """Whether a ring ever lost pages; what it says cannot be trusted then."""
+        self.reaping = 0.0
+        """Seconds spent emptying rings, also of vCPUs that had filled theirs."""
         self._vm = vm
         self._memory = memory
         self._manual = bool(vm.check_extension("KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2"))
-        self._rings: list[Any] = []
+        self.rings: list[Any] = []
+        """``struct pv_dirty_ring *`` of each vCPU; none where it is the bitmap."""
         self._lock = threading.RLock()
         regions = memory.regions
         self._scratch = [ffi.new("uint64_t[]", (r.size // 4096 + 63) // 64) for r in regions]
@@ -103,7 +114,7 @@ class DirtyTracker:
     def add_vcpu(self, vcpu: Vcpu) -> None:
         """Map the ring of a new vCPU, if there are rings; the vCPU owns it. KvmError if that is refused."""
         if self.method == "ring":
-            self._rings.append(vcpu.map_dirty_ring(RING_ENTRIES))
+            self.rings.append(vcpu.map_dirty_ring(RING_ENTRIES))
 
     def start(self) -> None:
         """Log from now on. What was written before is forgotten: the first round sends everything anyway."""
@@ -161,15 +172,15 @@ class DirtyTracker:
     def make_room(self, vcpu: Vcpu) -> None:
         """A full ring has stopped ``vcpu``: empty it."""
         with self._lock:
-            if lib.pv_dirty_ring_skip(self._rings[vcpu.index]):
+            if lib.pv_dirty_ring_skip(self.rings[vcpu.index]):
                 self._overran = True
             self.reap()
 
     def reap(self) -> None:
         """Empty the rings into the regions' marks."""
         with self._lock:
-            taken = 0
-            for ring in self._rings:
+            began, taken = time.perf_counter(), 0
+            for ring in self.rings:
                 count = lib.pv_dirty_ring_reap(ring, self._marks, self._pages, len(self._pages))
                 self._overran |= count == RING_ENTRIES
                 taken += count
@@ -183,3 +194,4 @@ class DirtyTracker:
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             self._overran |= done != taken
+            self.reaping += time.perf_counter() - began

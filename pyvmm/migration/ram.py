@@ -52,22 +52,22 @@ class RamSender:
     def send_present(self, memory: GuestMemory) -> None:
         """The first round: whatever is there."""
         for index, region in enumerate(memory.regions):
-            self._send_runs(index, region, region.present())
+            runs = region.present()
+            self._send_runs(index, region, ffi.new("struct pv_page_range[]", runs or [(0, 0)]), len(runs))
 
     def send_dirty(self, sets: Iterable[PageSet]) -> None:
         """A further round: what was harvested, region by region as DirtyTracker.harvest gives it."""
         for index, page_set in enumerate(sets):
             if page_set.count:
-                self._send_runs(index, page_set.region, list(page_set.ranges()))
+                self._send_runs(index, page_set.region, *page_set.native_runs())
 
     def end_round(self) -> None:
         """Tell the other side that a round is complete."""
         self._counters.rounds += 1
         self._channel.send(Message.PASS, struct.pack("<I", self._counters.rounds))
 
-    def _send_runs(self, index: int, region: Region, runs: list[tuple[int, int]]) -> None:
-        ranges = ffi.new("struct pv_page_range[]", runs or [(0, 0)])
-        cursor = ffi.new("struct pv_ram_cursor *", {"ranges": ranges, "range_count": len(runs)})
+    def _send_runs(self, index: int, region: Region, runs: Any, count: int) -> None:
+        cursor = ffi.new("struct pv_ram_cursor *", {"ranges": runs, "range_count": count})
         hva, batch = ffi.cast("uint8_t *", region.hva), self._buffer + HEAD.size
         pages = zero = 0
         while used := lib.pv_ram_pack(cursor, hva, batch, BATCH):
