@@ -183,7 +183,15 @@ class SocketSerialBackend(SerialBackend):
         self.read_from(client.fileno())
 
     def _ended(self) -> None:
-        self._drop_client()
+        """The client has nothing more to send. It may have shut only that direction and read on (``nc -N``).
+
+        Then nothing tells when it goes away altogether, and nothing has to: writing to it fails quietly, and whoever
+        connects next takes its place.
+        """
+        if self._client is not None and not _hung_up(self._client):
+            self._stop_reading()
+        else:
+            self._drop_client()
 
     def _drop_client(self) -> None:
         self._stop_reading()
@@ -199,7 +207,7 @@ class SocketSerialBackend(SerialBackend):
 
 
 def _hung_up(client: socket.socket) -> bool:
-    """Whether the other end is closed."""
+    """Whether the other end is closed, not only its sending half."""
     poll = select.poll()
     poll.register(client, 0)
     return any(events & select.POLLHUP for _, events in poll.poll(0))

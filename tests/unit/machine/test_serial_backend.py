@@ -175,6 +175,46 @@ def test_closing_lets_a_slow_client_have_the_rest(loop: EventLoop, tmp_path: Pat
     assert bytes(got) == sent
 
 
+def test_a_client_that_has_sent_all_still_reads(loop: EventLoop, tmp_path: Path) -> None:
+    """As ``nc -N`` and ``socat`` do it: only the sending half is shut."""
+    path = str(tmp_path / "serial")
+    backend = SocketSerialBackend(loop, path)
+    try:
+        serial = connected(backend)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(10)
+            client.connect(path)
+            client.sendall(b"command")
+            client.shutdown(socket.SHUT_WR)
+            assert read_all(loop, serial, 7) == b"command"
+            for _ in range(20):
+                loop.run_once(0.01)  # it would be dropped here
+            big = bytes(range(256)) * 2000
+            backend.output(b"late" + big)
+            got = b""
+            while len(got) < 4 + len(big):
+                piece = client.recv(1 << 16)
+                assert piece, f"cut off after {len(got)} bytes"
+                got += piece
+            assert got == b"late" + big
+            with socket.socket(socket.AF_UNIX) as other:
+                other.settimeout(10)
+                other.connect(path)
+                loop.run_once(1)
+                assert other.recv(1) == b""  # there still is one
+        # Gone for good: nobody is told, writing goes on, the next one is welcome.
+        backend.output(b"to nobody" * 1000)
+        assert backend.flush(5) and backend.problem is None
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(10)
+            client.connect(path)
+            loop.run_once(1)
+            backend.output(b"hello")
+            assert client.recv(5) == b"hello"
+    finally:
+        backend.close()
+
+
 def test_a_second_client_is_turned_away(loop: EventLoop, tmp_path: Path) -> None:
     path = tmp_path / "socket"
     backend = SocketSerialBackend(loop, str(path))
