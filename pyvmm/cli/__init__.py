@@ -12,6 +12,7 @@ import sys
 
 from pyvmm import __version__
 from pyvmm.cli import bench, certs, disk, doctor, linux, machines, migrate, net, run, snapshot, test
+from pyvmm.cli.machine_options import report_failure
 from pyvmm.cli.messages import complain, silence
 from pyvmm.errors import EXIT_REFUSED, PyvmmError
 
@@ -48,6 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.debug:
             _print_traceback()
         complain(f"pyvmm: {error}")
+        report_failure(args, error.exit_status, str(error))
         return error.exit_status
     except BrokenPipeError:
         silence(sys.stdout)  # whoever read our output is gone
@@ -60,6 +62,7 @@ def main(argv: list[str] | None = None) -> int:
             _print_traceback()
         text = " ".join(f"{type(error).__name__}: {error}".split())
         complain(f"pyvmm: internal error: {text} (pyvmm --debug shows where)")
+        report_failure(args, EXIT_REFUSED, f"internal error: {text}")
         return EXIT_REFUSED
 
 

@@ -55,7 +55,7 @@ def fast_machine(config: MachineConfig, quirks: frozenset[str], script: str) -> 
         from pyvmm.migration.snapshot import load_snapshot
 
         try:
-            machine = load_snapshot(str(path), adapt=lambda _: config)
+            machine = load_snapshot(str(path), adapt=lambda _: config, quirks=quirks)
         except PyvmmError as error:
             complain(f"pyvmm: --fast boots anew: {error}")
         else:
@@ -88,7 +88,7 @@ def snapshot_path(config: MachineConfig, quirks: frozenset[str]) -> Path:
         "pyvmm": __version__,
         "files": [_identity(name) for name in files if name is not None],
         "config": msgspec.to_builtins(
-            msgspec.structs.replace(config, name="", serial="null", timeout=None, quirks=None, start_paused=False)
+            msgspec.structs.replace(config, name="", serial="null", timeout=None, start_paused=False)
         ),
         "quirks": sorted(quirks),
         "profile": load_profile(),

@@ -63,7 +63,8 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run it; the status of the process."""
     console = ExecConsole(args.exec)
-    config = config_of(args)
+    quirks = resolve_quirks(parse_quirks(args.quirks))
+    config = config_of(args, quirks)
 
     def prepare(machine: Machine) -> ConsoleOutput | None:
         machine.backend.observe = console
@@ -87,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
         def build(config: MachineConfig, quirks: frozenset[str]) -> Machine:
             return fast_machine(config, quirks, script)
 
-    ending, report = run_machine(config, args, prepare, conclude, build)
+    ending, report = run_machine(config, quirks, args, prepare, conclude, build)
     if ending.kind == NOT_RUN:
         last_words = bytes(console.log[-2000:]).decode(errors="replace")
         complain(f"pyvmm: {ending.reason}; its last words were:\n{last_words}")
@@ -97,8 +98,8 @@ def run(args: argparse.Namespace) -> int:
     return ending.status
 
 
-def config_of(args: argparse.Namespace) -> MachineConfig:
-    """The configuration that ``args`` ask for."""
+def config_of(args: argparse.Namespace, quirks: frozenset[str]) -> MachineConfig:
+    """The configuration that ``args`` ask for on a host with ``quirks``."""
     if args.exec and args.debug_exit is not None:
         raise ConfigError("--debug-exit cannot be moved with --exec: init reports the command's status there")
     if args.incoming and (args.exec or args.fast):
@@ -113,7 +114,6 @@ def config_of(args: argparse.Namespace) -> MachineConfig:
         devices = (*devices, DiskConfig(path=find_root_disk(), readonly=True))
     else:
         initramfs = find_initramfs(args.initrd)
-    quirks = resolve_quirks(parse_quirks(args.quirks))
     said = [*(args.append.split() if args.append else []), *args.kernel_args]
     words, removed = split_removals(said, (KERNEL_ADDRESS,))
     devices = settle_address(devices, words, removed)
@@ -146,7 +146,6 @@ def config_of(args: argparse.Namespace) -> MachineConfig:
         dirty_log=args.dirty_log,
         devices=devices,
         testdev="testdev" in args.device,
-        quirks=quirks,
     )
 
 

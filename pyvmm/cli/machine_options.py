@@ -101,6 +101,7 @@ def resolve_quirks(chosen: frozenset[str] | None) -> frozenset[str]:
 
 def run_machine(
     config: MachineConfig,
+    quirks: frozenset[str],
     args: argparse.Namespace,
     prepare: Callable[[Machine], ConsoleOutput | None] | None = None,
     conclude: Callable[[Ending], Ending] | None = None,
@@ -119,7 +120,7 @@ def run_machine(
             control.enable_from_option(option)
     try:
         with endpoints_of(config, args) as (named, endpoints):
-            return _run(named, endpoints, args, prepare, conclude, build)
+            return _run(named, quirks, endpoints, args, prepare, conclude, build)
     finally:
         if "pyvmm.trace.control" in sys.modules:  # a QMP client may have turned events on
             from pyvmm.trace import control
@@ -129,6 +130,7 @@ def run_machine(
 
 def _run(
     config: MachineConfig,
+    quirks: frozenset[str],
     endpoints: list[Endpoint],
     args: argparse.Namespace,
     prepare: Callable[[Machine], ConsoleOutput | None] | None,
@@ -142,7 +144,6 @@ def _run(
     report_path: str | None = args.report
     if report_path is not None:
         _check_writable(report_path)
-    quirks = resolve_quirks(config.quirks)
     install_kick_signal()
     with (build or build_machine)(config, quirks) as machine, contextlib.ExitStack() as outputs:
         if endpoints or config.incoming:
@@ -181,6 +182,7 @@ def _run(
             complain(f"pyvmm: --serial {config.serial}: output is incomplete: {machine.backend.problem}")
         report = _report(machine, ending, seconds)
         if report_path is not None:
+            args.reported = True
             write_report(report_path, report)  # here: a disk that hangs may keep the machine from being closed
     return ending, report
 
@@ -264,6 +266,19 @@ def write_report(path: str, report: dict[str, Any]) -> None:
             with contextlib.suppress(OSError):
                 os.unlink(partial)
         raise ConfigError(f"--report {path}: {error.strerror}") from None
+
+
+def report_failure(args: argparse.Namespace, status: int, reason: str) -> None:
+    """A ``--report`` that says so if pyvmm refuses or fails: an older one must not speak for this run.
+
+    Not where there is one already. Whether it can be written is not worth another line.
+    """
+    path: str | None = getattr(args, "report", None)
+    if path is None or getattr(args, "reported", False):
+        return
+    with contextlib.suppress(ConfigError):
+        _check_writable(path)
+        write_report(path, {"pyvmm": __version__, "kind": "refused", "status": status, "reason": reason})
 
 
 def explain_ending(ending: Ending) -> None:

@@ -48,13 +48,17 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run it; the status of the process."""
-    ending, _ = run_machine(config_of(args), args)
+    quirks = resolve_quirks(parse_quirks(args.quirks))
+    ending, _ = run_machine(config_of(args, quirks), quirks, args)
     explain_ending(ending)
     return ending.status
 
 
-def config_of(args: argparse.Namespace) -> MachineConfig:
-    """The configuration that ``args`` ask for; what is not said comes from guests.toml, then from defaults."""
+def config_of(args: argparse.Namespace, quirks: frozenset[str]) -> MachineConfig:
+    """The configuration that ``args`` ask for on a host with ``quirks``.
+
+    What is not said comes from guests.toml, then from defaults.
+    """
     image, guest = args.image, None
     if os.path.isdir(image):
         guest = _find_guest(image)
@@ -63,7 +67,6 @@ def config_of(args: argparse.Namespace) -> MachineConfig:
     load_address = None
     if args.load_address is not None:
         load_address = parse_number(args.load_address, "--load-address", maximum=0xFFFFF)
-    quirks = resolve_quirks(parse_quirks(args.quirks))
     append = args.append if args.append is not None else (guest.append if guest else "")
     words, removed = split_removals(append.split(" "), (KERNEL_ADDRESS,)) if append else ([], [])
     return MachineConfig(
@@ -87,7 +90,6 @@ def config_of(args: argparse.Namespace) -> MachineConfig:
         dirty_log=args.dirty_log,
         devices=settle_address(devices_of(args), words, removed),
         testdev="testdev" in args.device,
-        quirks=quirks,
     )
 
 

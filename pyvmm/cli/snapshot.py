@@ -80,13 +80,12 @@ def run_load(args: argparse.Namespace) -> int:
         no_reboot=args.no_reboot,
         no_shutdown=args.no_shutdown,
         start_paused=args.start_paused,
-        quirks=resolve_quirks(None),
     )
 
     def build(config: MachineConfig, quirks: frozenset[str]) -> Machine:
-        return load_snapshot(path, adapt=lambda _: config, verify=args.verify)
+        return load_snapshot(path, adapt=lambda _: config, quirks=quirks, verify=args.verify)
 
-    ending, _ = run_machine(config, args, build=build)
+    ending, _ = run_machine(config, resolve_quirks(None), args, build=build)
     explain_ending(ending)
     return ending.status
 

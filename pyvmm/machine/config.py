@@ -57,8 +57,6 @@ class MachineConfig(msgspec.Struct, frozen=True, kw_only=True):
     start_paused: bool = False
     incoming: bool = False
     """A guest that runs elsewhere will be moved here: nothing is loaded, disks are not taken yet."""
-    quirks: frozenset[str] | None = None
-    """``None``: what the host profile asks for."""
 
     def __post_init__(self) -> None:
         if not MIN_MEMORY <= self.memory <= MAX_MEMORY or self.memory % 4096:

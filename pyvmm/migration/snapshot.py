@@ -100,18 +100,23 @@ def _regions(machine: Machine) -> list[Region]:
 
 
 def load_snapshot(
-    path: str, *, adapt: Callable[[MachineConfig], MachineConfig] = lambda config: config, verify: bool = False
+    path: str,
+    *,
+    adapt: Callable[[MachineConfig], MachineConfig] = lambda config: config,
+    quirks: frozenset[str] | None = None,
+    verify: bool = False,
 ) -> Machine:
     """A new machine that stands where the saved one stood; ``run`` lets it go on.
 
-    ``adapt`` changes what may differ (name, serial line, timeout...). Raises ImageError naming what is wrong with the
+    ``adapt`` changes what may differ (name, serial line, timeout...); ``quirks`` are this host's, ``None``: as its
+    profile says. Raises ImageError naming what is wrong with the
     file, SectionError what does not fit this host or pyvmm, or what building a machine raises; nothing is left open
     then. ``verify`` reads all RAM to check its CRC.
     """
     with SnapshotFile(path) as file:
         config = adapt(config_of(file))
         check_disks(file)
-        machine = build_machine(config, _quirks(config), saved_ram=Region)
+        machine = build_machine(config, _of_profile() if quirks is None else quirks, saved_ram=Region)
         try:
             _restore(machine, file, verify=verify)
         except BaseException:
@@ -132,6 +137,12 @@ def restore_snapshot(machine: Machine, path: str, *, verify: bool = False) -> Sn
             machine.pause()
         _restore(machine, file, verify=verify)
         return file.header
+
+
+def _of_profile() -> frozenset[str]:
+    from pyvmm.host.profile import load_profile
+
+    return frozenset(load_profile().quirks)
 
 
 def config_of(file: SnapshotFile) -> MachineConfig:
@@ -208,7 +219,6 @@ def _portable(config: MachineConfig) -> MachineConfig:
         image=os.path.abspath(config.image),
         initrd=os.path.abspath(config.initrd) if config.initrd is not None else None,
         devices=devices,
-        quirks=None,
         start_paused=False,
         incoming=False,
     )
@@ -225,11 +235,3 @@ def _stamp(path: str) -> DiskStamp:
     except OSError:
         return DiskStamp(path=path, size=0, modified_ns=0)
     return DiskStamp(path=path, size=found.st_size, modified_ns=found.st_mtime_ns)
-
-
-def _quirks(config: MachineConfig) -> frozenset[str]:
-    if config.quirks is not None:
-        return config.quirks
-    from pyvmm.host.profile import load_profile
-
-    return frozenset(load_profile().quirks)

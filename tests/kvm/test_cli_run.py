@@ -81,6 +81,21 @@ class TestStatuses:
         assert pyvmm("run", halting, "--report", str(link)).returncode == 0
         assert link.is_symlink() and json.loads(target.read_text())["kind"] == "halt"
 
+    def test_the_report_of_an_earlier_run_does_not_speak_for_one_that_was_refused(
+        self, halting: str, tmp_path: Path
+    ) -> None:
+        report = tmp_path / "report.json"
+        assert pyvmm("run", halting, "--report", str(report)).returncode == 0
+        assert json.loads(report.read_text())["kind"] == "halt"
+        for arguments in (["/nonexistent"], [halting, "--memory", "1"], [halting, "--disk", str(tmp_path / "none")]):
+            line = refused("run", *arguments, "--report", str(report))
+            found = json.loads(report.read_text())
+            assert (found["kind"], found["status"], f"pyvmm: {found['reason']}\n") == ("refused", 125, line)
+            report.write_text("old")
+        refused("linux", "--smp", "many", "--report", str(report))
+        assert json.loads(report.read_text())["kind"] == "refused"
+        assert sorted(path.name for path in tmp_path.iterdir() if "partial" in path.name) == []
+
     def test_a_report_that_cannot_be_written_in_the_end_is_told(self, halting: str) -> None:
         assert refused("run", halting, "--report", "/dev/full").startswith("pyvmm: --report /dev/full: No space left")
 

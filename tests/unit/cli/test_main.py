@@ -18,7 +18,7 @@ PROGRAM = [sys.executable, "-m", "pyvmm"]
 def test_a_defect_is_one_line_and_not_a_status_a_guest_could_mean(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def broken(_args: object) -> None:
+    def broken(args: object, quirks: object) -> None:
         raise ZeroDivisionError("two\nlines")
 
     monkeypatch.setattr(run, "config_of", broken)
