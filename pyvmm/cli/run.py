@@ -26,6 +26,7 @@ from pyvmm.machine.config import (
     parse_number,
     parse_size,
 )
+from pyvmm.machine.device_config import NetConfig
 
 if TYPE_CHECKING:
     from pyvmm.machine.guest_catalog import GuestEntry
@@ -69,6 +70,8 @@ def config_of(args: argparse.Namespace, quirks: frozenset[str]) -> MachineConfig
         load_address = parse_number(args.load_address, "--load-address", maximum=0xFFFFF)
     append = args.append if args.append is not None else (guest.append if guest else "")
     words, removed = split_removals(append.split(" "), (KERNEL_ADDRESS,)) if append else ([], [])
+    devices = settle_address(devices_of(args), words, removed)
+    cards = any(isinstance(device, NetConfig) for device in devices)
     return MachineConfig(
         image=image,
         name=args.name or os.path.basename(os.path.normpath(args.image)),
@@ -76,7 +79,7 @@ def config_of(args: argparse.Namespace, quirks: frozenset[str]) -> MachineConfig
         cpus=parse_cpus(args.smp) if args.smp is not None else (guest.cpus if guest else 1),
         initrd=args.initrd,
         append=" ".join(words),
-        linux_additions=" ".join(linux_additions(quirks, removed, base=False)),
+        linux_additions=" ".join(linux_additions(quirks, removed, base=False, cards=cards)),
         load_address=load_address,
         guest_decompress=args.guest_decompress,
         acpi=not args.no_acpi,
@@ -88,7 +91,7 @@ def config_of(args: argparse.Namespace, quirks: frozenset[str]) -> MachineConfig
         start_paused=args.start_paused,
         incoming=is_incoming(args),
         dirty_log=args.dirty_log,
-        devices=settle_address(devices_of(args), words, removed),
+        devices=devices,
         testdev="testdev" in args.device,
     )
 

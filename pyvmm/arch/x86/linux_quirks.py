@@ -13,11 +13,12 @@ _MASKED = "popcnt,abm,cx16,rdrand,rdseed,fsgsbase,smap,smep,umip,pcid,invpcid,bm
 
 @dataclass(frozen=True)
 class Addition:
-    """One word of the command line; ``quirk``: only on hosts that have it."""
+    """One word of the command line; ``quirk``: only on hosts with it; ``cardless``: only without a network card."""
 
     text: str
     reason: str
     quirk: str | None = None
+    cardless: bool = False
 
 
 ADDITIONS = (
@@ -40,18 +41,21 @@ ADDITIONS = (
     Addition("rodata=off", "saves 0.6: splitting and flushing the kernel's mapping to write-protect it",
              "emulated-cpl0"),
     Addition("percpu_alloc=page", "saves 0.3: clearing a 2 MiB page to use a twelfth of it", "emulated-cpl0"),
+    Addition("ipv6.disable=1", "saves 0.5: IPv6's tables and files, for which there is no card", "emulated-cpl0",
+             cardless=True),
 )  # fmt: skip
 
 
-def linux_additions(quirks: frozenset[str], without: list[str], *, base: bool) -> list[str]:
+def linux_additions(quirks: frozenset[str], without: list[str], *, base: bool, cards: bool) -> list[str]:
     """The words to add on a host with ``quirks``, with ``base`` also those for every host.
 
-    ``without`` lists prefixes of words to leave out.
+    ``without`` lists prefixes of words to leave out; ``cards``: the machine has a network card.
     """
     return [
         a.text
         for a in ADDITIONS
         if (base if a.quirk is None else a.quirk in quirks)
+        and not (a.cardless and cards)
         and not any(a.text.startswith(name) for name in without if name)
     ]
 

@@ -161,13 +161,15 @@ def _finish(
     if initrd is not None:
         params[bp.RAMDISK_IMAGE], params[bp.RAMDISK_SIZE] = initrd.gpa, initrd.size
         notes_.append(initrd.describe())
-    params.set_memory_map(memory_map(memory))
+    params.set_memory_map(memory_map(memory, acpi=options.acpi))
     if options.acpi:
         params.set_acpi_rsdp(layout.ACPI_TABLES)
     if kind != "elf" and params[bp.VERSION] >= 0x0209:
         # Without a seed each use of random numbers hashes the entropy pool anew until the kernel has gathered its own,
         # and getrandom() blocks until then: on a guest without rdrand, minutes. It wipes the seed once taken.
-        params[bp.SETUP_DATA] = BootTables(memory).put(bp.rng_seed(os.urandom(RNG_SEED_SIZE)))
+        # Where it lies in RAM it makes three entries out of one of the memory map (see there).
+        tables = BootTables(memory) if options.acpi else BootTables(memory, layout.ACPI_TABLES, layout.ACPI_TABLES_END)
+        params[bp.SETUP_DATA] = tables.put(bp.rng_seed(os.urandom(RNG_SEED_SIZE)))
     memory.write(layout.BOOT_INFO, params.to_bytes())
     # boot.rst, 32-bit protocol: EBP, EDI and EBX must be zero; 64-bit: only RSI counts. RSP is for bare images.
     regs = Regs(rip=entry, rsi=layout.BOOT_INFO, rsp=layout.BOOT_STACK_TOP)

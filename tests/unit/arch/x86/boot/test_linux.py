@@ -93,16 +93,12 @@ def test_images_without_linux_note_get_no_seed(memory: GuestMemory, save: Save) 
 def test_memory_map_in_the_zero_page(save: Save) -> None:
     memory = GuestMemory([Region(0, 64 << 20), Region(1 << 32, 32 << 20)])
     try:
-        load_image(memory, save(ELF), BootOptions())
-        page = memory.read(layout.BOOT_INFO, 4096)
-        entries = [struct.unpack_from("<QQI", page, 0x2D0 + 20 * i) for i in range(page[0x1E8])]
-        assert entries == [
-            (0, 0x9FC00, 1),
-            (0x9FC00, 0x400, 2),
-            (0xE0000, 0x20000, 2),
-            (0x100000, 63 << 20, 1),
-            (1 << 32, 32 << 20, 1),
-        ]
+        for acpi in (True, False):
+            load_image(memory, save(ELF), BootOptions(acpi=acpi))
+            page = memory.read(layout.BOOT_INFO, 4096)
+            entries = [struct.unpack_from("<QQI", page, 0x2D0 + 20 * i) for i in range(page[0x1E8])]
+            tables = [(0x9FC00, 0x400, 2), (0xE0000, 0x20000, 2)] if acpi else []
+            assert entries == [(0, 0x9FC00, 1), *tables, (0x100000, 63 << 20, 1), (1 << 32, 32 << 20, 1)]
     finally:
         memory.close()
 
