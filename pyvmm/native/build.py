@@ -15,7 +15,7 @@ HERE = Path(__file__).resolve().parent
 SOURCES = [
     "kvm_ioctl.c", "vcpu_run.c", "coalesced_ring.c", "guest_memory.c", "dirty_bitmap.c", "user_entry.c",
     "exception_frame.c", "virtqueue.c", "virtio_interrupt.c", "dirty_log.c", "ram_stream.c", "ram_file.c",
-    "net_backend.c", "net_frames.c", "net_pump.c",
+    "net_backend.c", "net_frames.c", "net_pump.c", "net_filtered.c",
     "block_image.c", "block_overlay.c", "block_request.c", "block_device.c",
 ]  # fmt: skip
 CDEFS = [

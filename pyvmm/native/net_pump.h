@@ -124,19 +124,24 @@ void pv_net_stop(struct pv_net *n);
 void pv_net_poke(struct pv_net *n);
 void pv_net_be_prompt(void);
 int pv_net_run(struct pv_net *n);
+
+/* net_filtered.c */
 uint32_t pv_net_discard(struct pv_net *n, uint32_t limit);
 int pv_net_pull_guest(struct pv_net *n, uint8_t *unit, uint32_t *size);
 int pv_net_pull_backend(struct pv_net *n, uint8_t *unit, uint32_t *size);
 int pv_net_push_guest(struct pv_net *n, const uint8_t *unit, uint32_t size);
 int pv_net_push_backend(struct pv_net *n, const uint8_t *unit, uint32_t size);
 
-/* net_frames.c: called with the lock held. */
+/* What follows is called with the lock held. */
+int pv_net_broken(struct pv_net *n, int queue, int result);
+
+/* net_frames.c */
 int pv_net_transmit_frame(struct pv_net *n);
 int pv_net_receive_frame(struct pv_net *n);
 int pv_net_transmit_unit(struct pv_net *n, const uint8_t *unit, uint32_t size);
 int pv_net_receive_unit(struct pv_net *n, const uint8_t *unit, uint32_t size);
 
-/* net_backend.c: likewise. */
+/* net_backend.c */
 int pv_backend_next(struct pv_net *n);
 int pv_backend_read_tap(struct pv_net *n, struct iovec *iov, int count, uint32_t *size);
 int pv_backend_send(struct pv_net *n, struct iovec *iov, int count, uint32_t size);

@@ -11,17 +11,18 @@ The doorbell. ``doorbell(i)`` says that queue ``i`` is to be served soon and mus
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
-from msgspec import Meta
 
-from pyvmm.devices.state import Byte, DeviceState, StatefulDevice, decode_state
+from pyvmm.devices.state import StatefulDevice, decode_state
 from pyvmm.errors import SectionError
 from pyvmm.native import ffi, lib
 from pyvmm.trace import trace_group
 from pyvmm.virtio import mmio_registers as registers
 from pyvmm.virtio.device import F_VERSION_1, TRANSPORT_FEATURES, VirtioDevice
+from pyvmm.virtio.mmio_registers import DEVICE_NEEDS_RESET, DRIVER, DRIVER_OK, FAILED, FEATURES_OK, STATUS_ORDER
+from pyvmm.virtio.mmio_state import MmioState
 from pyvmm.virtio.queue import NeedsReset, QueueState, VirtQueue
 
 T = trace_group("virtio")
@@ -38,39 +39,9 @@ _ADDRESSES = {
     registers.QUEUE_DEVICE_LOW: ("device_area", 0), registers.QUEUE_DEVICE_HIGH: ("device_area", 32),
 }  # fmt: skip
 
-# 2.1: device status
-ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK = 1, 2, 4, 8
-DEVICE_NEEDS_RESET, FAILED = 64, 128
-_ORDER = (ACKNOWLEDGE, DRIVER, FEATURES_OK, DRIVER_OK)  # 3.1.1
-
 USED_BUFFER, CONFIGURATION_CHANGE = lib.PV_INTERRUPT_USED_BUFFER, lib.PV_INTERRUPT_CONFIGURATION
 
 _U32 = 0xFFFFFFFF
-Unsigned32 = Annotated[int, Meta(ge=0, le=_U32)]
-
-
-class MmioState(DeviceState):
-    """The registers that are not a queue's. ``driver_features``: what the driver wrote, accepted or not yet.
-
-    ``interrupt_status`` is the native core's; here it is filled in to be saved.
-    """
-
-    status: Byte = 0
-    device_features_sel: Unsigned32 = 0
-    driver_features_sel: Unsigned32 = 0
-    driver_features: Annotated[int, Meta(ge=0)] = 0
-    queue_sel: Unsigned32 = 0
-    interrupt_status: Annotated[int, Meta(ge=0, le=3)] = 0
-    config_generation: Unsigned32 = 0
-
-    def problem(self) -> tuple[str, str] | None:
-        """Status bits come in order, and features have 64 bits."""
-        if self.driver_features >> 64:
-            return "driver_features", "more than 64 bits"
-        reached = [bool(self.status & bit) for bit in _ORDER]
-        if reached != sorted(reached, reverse=True):
-            return "status", f"{self.status:#x} is not reached by any driver"
-        return None
 
 
 class VirtioMmio(StatefulDevice[MmioState]):
@@ -283,7 +254,7 @@ class VirtioMmio(StatefulDevice[MmioState]):
             self._set_status(s.status | FAILED)
             self.device.halt()
             return
-        for bit in _ORDER:
+        for bit in STATUS_ORDER:
             if not value & bit:
                 break
             if s.status & bit:

@@ -1,4 +1,4 @@
-"""Offsets of the virtio-mmio registers (virtio 1.2, 4.2.2, table 4.1)."""
+"""Offsets of the virtio-mmio registers (virtio 1.2, 4.2.2, table 4.1), and the bits of Status (2.1)."""
 
 MAGIC_VALUE, VERSION_REGISTER, DEVICE_ID, VENDOR_ID = 0x00, 0x04, 0x08, 0x0C
 DEVICE_FEATURES, DEVICE_FEATURES_SEL = 0x10, 0x14
@@ -13,3 +13,8 @@ QUEUE_DEVICE_LOW, QUEUE_DEVICE_HIGH = 0xA0, 0xA4
 SHM_SEL, SHM_LEN_LOW, SHM_BASE_HIGH = 0xAC, 0xB0, 0xBC
 CONFIG_GENERATION = 0xFC
 CONFIG = 0x100
+
+ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK = 1, 2, 4, 8
+DEVICE_NEEDS_RESET, FAILED = 64, 128
+STATUS_ORDER = (ACKNOWLEDGE, DRIVER, FEATURES_OK, DRIVER_OK)
+"""3.1.1: the bits that a driver sets, one after the other."""

@@ -12,7 +12,8 @@ import pytest
 HERE = Path(__file__).resolve().parent
 NATIVE = HERE.parent.parent / "pyvmm" / "native"
 SOURCES = (
-    "net_pump.c", "net_frames.c", "net_backend.c", "virtqueue.c", "virtio_interrupt.c", "dirty_bitmap.c",
+    "net_pump.c", "net_filtered.c", "net_frames.c", "net_backend.c", "virtqueue.c", "virtio_interrupt.c",
+    "dirty_bitmap.c",
 )  # fmt: skip
 
 

@@ -65,12 +65,12 @@ class BlkBench(Bench):
 
     def start(self, features: int = ALL, size: int = 64) -> FakeDriver:
         """Initialize by the book."""
-        self.status(mmio.ACKNOWLEDGE, mmio.DRIVER)
+        self.status(registers.ACKNOWLEDGE, registers.DRIVER)
         self.features(features & (self.blk.features | F_VERSION_1 | F_EVENT_IDX | F_INDIRECT_DESC))
-        assert self.status(mmio.FEATURES_OK) & mmio.FEATURES_OK
+        assert self.status(registers.FEATURES_OK) & registers.FEATURES_OK
         self.driver = driver_on(self.memory, size, event_idx=bool(features & F_EVENT_IDX))
         self.queue(0, self.driver)
-        self.status(mmio.DRIVER_OK)
+        self.status(registers.DRIVER_OK)
         return self.driver
 
     def ring(self) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pyvmm.virtio import mmio
 from pyvmm.virtio import mmio_registers as registers
 from pyvmm.virtio.device import F_VERSION_1, VirtioDevice
-from pyvmm.virtio.mmio import ACKNOWLEDGE, DEVICE_NEEDS_RESET, DRIVER, DRIVER_OK, FEATURES_OK, VirtioMmio
+from pyvmm.virtio.mmio import VirtioMmio
+from pyvmm.virtio.mmio_registers import ACKNOWLEDGE, DEVICE_NEEDS_RESET, DRIVER, DRIVER_OK, FEATURES_OK
 from pyvmm.virtio.queue import F_EVENT_IDX, F_INDIRECT_DESC
 from tests.unit.virtio.fake_device import Bench
 from tests.unit.virtio.fake_driver import RING, FakeDriver, Ram

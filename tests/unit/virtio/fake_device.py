@@ -10,7 +10,8 @@ from pyvmm.devices.bus import MMIO_SPACE, Bus
 from pyvmm.devices.state import DeviceState
 from pyvmm.virtio import mmio_registers as registers
 from pyvmm.virtio.device import F_VERSION_1, VirtioDevice
-from pyvmm.virtio.mmio import ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, WINDOW, VirtioMmio
+from pyvmm.virtio.mmio import WINDOW, VirtioMmio
+from pyvmm.virtio.mmio_registers import ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK
 from pyvmm.virtio.queue import F_EVENT_IDX, F_INDIRECT_DESC, VirtQueue
 from tests.unit.virtio.fake_driver import FakeDriver, FakeSignal, Ram, driver_on
 

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from pyvmm.devices.bus import MMIO_SPACE, Bus
-from pyvmm.virtio import mmio
 from pyvmm.virtio import mmio_registers as registers
 from pyvmm.virtio import net_features as features
 from pyvmm.virtio.device import F_VERSION_1
-from pyvmm.virtio.mmio import ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, WINDOW, VirtioMmio
+from pyvmm.virtio.mmio import WINDOW, VirtioMmio
+from pyvmm.virtio.mmio_registers import ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK
 from pyvmm.virtio.net import VirtioNet
 from pyvmm.virtio.queue import F_EVENT_IDX, F_INDIRECT_DESC
 from tests.unit.virtio.fake_driver import Buffer, FakeDriver, FakeSignal, Ram, ram
@@ -159,7 +159,7 @@ class Card:
 
     @property
     def needs_reset(self) -> bool:
-        return bool(self.get(registers.STATUS) & mmio.DEVICE_NEEDS_RESET)
+        return bool(self.get(registers.STATUS) & registers.DEVICE_NEEDS_RESET)
 
     def offer(self, queue: int, buffers: list[Buffer]) -> int:
         """Make a chain available and ring if the device wants to hear."""

@@ -15,7 +15,7 @@ from pyvmm.native import lib
 from pyvmm.virtio import blk
 from pyvmm.virtio import mmio_registers as registers
 from pyvmm.virtio.device import F_VERSION_1
-from pyvmm.virtio.mmio import DEVICE_NEEDS_RESET
+from pyvmm.virtio.mmio_registers import DEVICE_NEEDS_RESET
 from pyvmm.virtio.queue import F_EVENT_IDX
 from tests.framework.stuck_memory import stuck_memory
 from tests.unit.virtio.block_bench import (

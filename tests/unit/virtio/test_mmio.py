@@ -6,7 +6,7 @@ import pytest
 
 from pyvmm.virtio import mmio_registers as registers
 from pyvmm.virtio.device import F_VERSION_1
-from pyvmm.virtio.mmio import ACKNOWLEDGE, DEVICE_NEEDS_RESET, DRIVER, DRIVER_OK, FAILED, FEATURES_OK
+from pyvmm.virtio.mmio_registers import ACKNOWLEDGE, DEVICE_NEEDS_RESET, DRIVER, DRIVER_OK, FAILED, FEATURES_OK
 from pyvmm.virtio.queue import F_EVENT_IDX, F_INDIRECT_DESC, NeedsReset, VirtQueue
 from tests.unit.virtio.fake_device import F_NEEDS_ODD, F_ODD, Bench
 from tests.unit.virtio.fake_driver import DATA_REGION, REGIONS, Buffer, FakeDriver, driver_on, ram

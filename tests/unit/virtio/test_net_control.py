@@ -12,7 +12,7 @@ from pyvmm.errors import SectionError
 from pyvmm.virtio import mmio
 from pyvmm.virtio import mmio_registers as registers
 from pyvmm.virtio import net_features as features
-from pyvmm.virtio.mmio import ACKNOWLEDGE, DRIVER, FEATURES_OK
+from pyvmm.virtio.mmio_registers import ACKNOWLEDGE, DRIVER, FEATURES_OK
 from tests.unit.virtio.net_card import ANY, CONTROLLED, EVERYTHING, MAC, card, frame, until
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from pyvmm.virtio import mmio
 from pyvmm.virtio import mmio_registers as registers
-from pyvmm.virtio.mmio import DEVICE_NEEDS_RESET, VirtioMmio
+from pyvmm.virtio.mmio import VirtioMmio
+from pyvmm.virtio.mmio_registers import DEVICE_NEEDS_RESET
 from pyvmm.virtio.rng import FILL_MAX, VirtioRng
 from tests.unit.virtio.fake_device import Bench
 from tests.unit.virtio.fake_driver import DATA_REGION, REGIONS, Buffer, Ram, ram
