@@ -1,7 +1,12 @@
 """Live migration of the same bare-metal dirtier under pyvmm and under QEMU's microvm, taking turns.
 
-Both sides of each are on this machine, over a unix socket. Total time and downtime are what each VMM says by
-query-migrate: from the command to its end, and for how long the guest stood still.
+Both sides of each are on this machine, over a unix socket. Three figures:
+
+- ``total``: from the command to the migration's end, as the source says by query-migrate.
+- ``downtime``: for how long no vCPU ran, the same for both: from the time stamp of the source's STOP event, sent when
+  its vCPUs have stopped, to that of the destination's RESUME event, sent when they are let run. The target is for this.
+- ``reported``: what the source says by query-migrate. Not alike: QEMU's ends when the source has sent everything, and
+  is in whole milliseconds; pyvmm's ends when the destination has said that its guest runs.
 """
 
 from __future__ import annotations
@@ -42,18 +47,31 @@ class Monitor:
                 raise HostError(f"not measured: {process.args!r} does not start")
             time.sleep(0.01)
         self._file = self._link.makefile("rb")
+        self._events: dict[str, float] = {}
         self._file.readline()
         self.execute("qmp_capabilities")
 
     def execute(self, name: str, **arguments: Any) -> Any:
         """The answer; HostError if it is an error."""
         self._link.sendall(json.dumps({"execute": name, "arguments": arguments}).encode() + b"\n")
-        while True:
-            answer = json.loads(self._file.readline() or b'{"error": "hung up"}')
-            if "error" in answer:
-                raise HostError(f"not measured: {name}: {answer['error']}")
-            if "return" in answer:
-                return answer["return"]
+        while "return" not in (answer := self._read(name)):
+            pass
+        return answer["return"]
+
+    def event(self, name: str) -> float:
+        """When the last event ``name`` was: milliseconds of the host's clock. Waits for the first one."""
+        while name not in self._events:
+            self._read(name)
+        return self._events[name]
+
+    def _read(self, what: str) -> Any:
+        message = json.loads(self._file.readline() or b'{"error": "hung up"}')
+        if "error" in message:
+            raise HostError(f"not measured: {what}: {message['error']}")
+        if "event" in message:
+            stamp = message["timestamp"]
+            self._events[message["event"]] = stamp["seconds"] * 1e3 + stamp["microseconds"] / 1e3
+        return message
 
     def close(self) -> None:
         """Hang up."""
@@ -92,8 +110,8 @@ def process(vmm: str, folder: str, side: str, words: str) -> Iterator[Monitor]:
         made.wait()
 
 
-def one(vmm: str, pages: int) -> tuple[float, float]:
-    """Milliseconds: (total, downtime) of one migration of a guest that is at its work."""
+def one(vmm: str, pages: int) -> tuple[float, float, float]:
+    """Milliseconds: (total, downtime, reported) of one migration of a guest that is at its work."""
     words = f"pages={max(pages, 1)} period={100 if pages else 10000} rounds=0"
     with (
         tempfile.TemporaryDirectory(prefix="pyvmm-bench-") as folder,
@@ -110,7 +128,7 @@ def one(vmm: str, pages: int) -> tuple[float, float]:
             time.sleep(0.005)
         while not to.execute("query-status")["running"]:
             time.sleep(0.005)
-        return info["total-time"], info["downtime"]
+        return info["total-time"], to.event("RESUME") - source.event("STOP"), info["downtime"]
 
 
 def wait_for(log: Path, text: bytes) -> None:
@@ -130,13 +148,14 @@ def measure() -> dict[str, Any]:
     ratios: dict[str, float] = {}
     for pages in PAGES:
         turns = [(one("pyvmm", pages), one("qemu", pages)) for _ in range(ROUNDS)]
-        for index, name in enumerate(("total", "downtime")):
+        for index, name in enumerate(("total", "downtime", "reported")):
             ours = [float(turn[0][index]) for turn in turns]
-            theirs = [float(max(turn[1][index], 1)) for turn in turns]
+            theirs = [float(max(turn[1][index], 0.5)) for turn in turns]  # 0 is less than 1
             key = f"{name}_{pages}"
             ratio = paired_ratio(ours, theirs)
             figures[key] = {"pyvmm": figure(ours, "ms"), "qemu": figure(theirs, "ms"), "ratio": ratio}
-            ratios[key] = ratio.median
+            if name in TARGETS:
+                ratios[key] = ratio.median
     return document(
         what=f"live migration of guests/dirtier with {MEMORY} MiB, so many pages each 100 ms, over a unix socket",
         against="qemu-system-x86_64 -accel kvm -M microvm, the same guest and limits",

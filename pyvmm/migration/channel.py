@@ -31,6 +31,8 @@ HEAD = struct.Struct("<IIII")
 _COVERED = 12
 FRAME_MAX = 16 << 20
 """Bytes of the largest payload."""
+JOINED = 64 << 10
+"""Bytes below which a payload is sent together with its head."""
 BACKLOG = 1
 POLL = 0.2
 """Seconds between looks at whether to go on waiting for a connection."""
@@ -59,8 +61,8 @@ class Channel:
         head = start + struct.pack("<I", _checksum(start, view))
         self._sent = self._sent + 1 & 0xFFFFFFFF
         try:
-            # Two calls for large payloads: joining them would copy every byte.
-            if view.nbytes < 4096:
+            # One call, and one wake-up of the peer, unless joining them would copy much.
+            if view.nbytes < JOINED:
                 self._socket.sendall(head + view)
             else:
                 self._socket.sendall(head)

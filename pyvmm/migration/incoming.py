@@ -18,6 +18,7 @@ from pyvmm.migration.loop_call import call_on_loop
 from pyvmm.migration.parameters import MigrationStatus, Parameters
 from pyvmm.migration.protocol import VERSION, Go, Hello, Message, Refused, check_version, decode, expect, send_struct
 from pyvmm.migration.ram import RamReceiver
+from pyvmm.migration.standstill import without_collections
 from pyvmm.net.cards import MovingCard
 from pyvmm.trace import trace_group
 
@@ -42,6 +43,9 @@ class Target(Protocol):
 
     def expect_cards(self, cards: tuple[MovingCard, ...]) -> None:
         """Have the places in networks that the source's guest has. ConfigError, HostError: that cannot be."""
+
+    def rehearse(self) -> None:
+        """Do what the end will need, with this machine's own state, so that it is quick when a guest waits for it."""
 
     def prepare(self, state: memoryview) -> Callable[[], None]:
         """Decode and check saved state (SectionError); what applies it."""
@@ -156,21 +160,37 @@ class IncomingMigration:
         self._on_loop(lambda: target.expect_cards(hello.cards))
         send_struct(channel, Message.HELLO, Hello(VERSION, self._on_loop(target.describe)))
         receiver = RamReceiver(target.memory)
-        while True:
-            kind, payload = expect(channel, Message.RAM, Message.PASS, Message.STATE)
-            if kind is Message.RAM:
-                receiver.take(payload)
-            elif kind is Message.STATE:
-                break
+        receive_ram(channel, receiver, until=Message.PREPARE)
+        self._on_loop(target.rehearse)
+        with without_collections():
+            channel.send(Message.READY)
+            state = receive_ram(channel, receiver, until=Message.STATE)
+            self._take_state(channel, receiver, state)
+
+    def _take_state(self, channel: Channel, receiver: RamReceiver, payload: memoryview) -> None:
+        target = self._target
         T.migration_incoming.on and T.migration_incoming(f"{receiver.pages} pages, {len(payload)} bytes of state")
-        self._on_loop(self._on_loop(lambda: target.prepare(payload)))
+        self._on_loop(lambda: self._load(payload))
         channel.send(Message.LOADED)
         go: Go = decode(expect(channel, Message.GO)[1], Go)
         self._on_loop(lambda: self._take_over(go.running))
         with contextlib.suppress(ChannelError):  # the guest is ours; that the source does not hear it changes nothing
             channel.send(Message.RUNNING)
 
+    def _load(self, state: memoryview) -> None:
+        self._target.prepare(state)()
+
     def _take_over(self, running: bool) -> None:
         if self._closing:
             raise ChannelError("this machine is ending")
         self._target.take_over(running)
+
+
+def receive_ram(channel: Channel, receiver: RamReceiver, *, until: Message) -> memoryview:
+    """Put memory in place until the frame ``until`` comes; its payload. ChannelError."""
+    while True:
+        kind, payload = expect(channel, Message.RAM, Message.PASS, until)
+        if kind is until:
+            return payload
+        if kind is Message.RAM:
+            receiver.take(payload)

@@ -19,6 +19,7 @@ from pyvmm.migration.loop_call import call_on_loop
 from pyvmm.migration.parameters import Capabilities, MigrationStatus, Parameters
 from pyvmm.migration.protocol import VERSION, Go, Hello, Message, check_version, expect, send_struct
 from pyvmm.migration.ram import RamCounters, RamSender
+from pyvmm.migration.standstill import without_collections
 from pyvmm.migration.throttle import Throttle
 from pyvmm.net.cards import MovingCard
 from pyvmm.trace import trace_group
@@ -28,6 +29,8 @@ T = trace_group("migration")
 CONNECT_DEADLINE = 10.0
 SMALL = 64
 """Pages: so few are not worth a further round, however slow the link."""
+FURTHER_ROUNDS = 4
+"""Rounds at most that only make the standstill shorter."""
 
 R = TypeVar("R")
 
@@ -212,7 +215,8 @@ class OutgoingMigration:
             )
             try:
                 self._send_rounds(sender)
-                self._finish(channel, sender)
+                with without_collections():
+                    self._finish(channel, sender)
             finally:
                 self._throttle.stop()
                 self._on_loop(source.dirty.stop)
@@ -226,6 +230,7 @@ class OutgoingMigration:
         self.remaining_pages = sum(count for region in source.memory.regions for _, count in region.present())
         began, sent = time.monotonic(), self.counters.bytes
         sender.send_present(source.memory)
+        further: list[int] = []
         while True:
             sender.end_round()
             self._observe_round(self.counters.rounds)
@@ -236,8 +241,10 @@ class OutgoingMigration:
             self.remaining_pages, self._pages_before = pages, self.counters.pages
             T.migration_pass.on and T.migration_pass(self.counters.rounds, pages, int(self.bandwidth))
             if self._fits(pages):
-                _give_back(sets)
-                return
+                further.append(pages)
+                if not self._worth_a_round(further):
+                    _give_back(sets)
+                    return
             self._slow_down(pages, self.counters.bytes - sent)
             began, sent = time.monotonic(), self.counters.bytes
             try:
@@ -252,6 +259,17 @@ class OutgoingMigration:
         limit = self._parameters.max_bandwidth
         bandwidth = min(self.bandwidth, limit) if limit else self.bandwidth
         return pages * PAGE_SIZE <= bandwidth * self._parameters.downtime_limit / 1000
+
+    def _worth_a_round(self, further: Sequence[int]) -> bool:
+        """Whether the standstill, which may begin now, is put off: ``further`` is the pages left each time it could.
+
+        Only while each round leaves less than half, and all of them take no longer than the standstill may.
+        """
+        if further[-1] <= SMALL or self.capabilities.x_colo or len(further) > FURTHER_ROUNDS:
+            return False
+        if sum(further) * PAGE_SIZE > self.bandwidth * self._parameters.downtime_limit / 1000:
+            return False
+        return len(further) < 2 or further[-1] * 2 < further[-2]
 
     def _slow_down(self, pages: int, sent: int) -> None:
         """Auto-converge: a guest that dirties as fast as is sent is given less and less time to."""
@@ -268,11 +286,14 @@ class OutgoingMigration:
     def _finish(self, channel: Channel, sender: RamSender) -> None:
         source = self._source
         self._throttle.stop()
+        channel.send(Message.PREPARE)
+        expect(channel, Message.READY)
         self.standing_still = True
         self._change(MigrationStatus.DEVICE)
         paused_at = time.monotonic()
         self._on_loop(self._pause)
-        self._on_loop(_pass)  # what the guest had asked for before it stood still (its end, a reset) is done by now
+        # A turn of the loop later: what the guest had asked for before it stood still (its end, a reset) is done.
+        state = self._on_loop(source.save)
         sets, before = source.dirty.harvest(), self.counters.bytes
         try:
             sender.send_dirty(sets)
@@ -281,11 +302,10 @@ class OutgoingMigration:
             raise
         self.downtime_bytes = self.counters.bytes - before
         self.remaining_pages, self._pages_before = 0, self.counters.pages
-        state = self._on_loop(source.save)
         channel.send(Message.STATE, state)
         self.downtime_bytes += len(state)
+        self._on_loop(source.release)  # while the other side loads; it takes them only at `go`
         expect(channel, Message.LOADED)
-        self._on_loop(source.release)
         with self._lock:
             if self.status is MigrationStatus.CANCELLING:
                 raise ChannelError("cancelled")
@@ -326,10 +346,6 @@ class OutgoingMigration:
         if self._paused_here:
             self._paused_here = False
             self._source.resume()
-
-
-def _pass() -> None:
-    """A turn of the loop."""
 
 
 def _give_back(sets: Sequence[PageSet]) -> None:

@@ -8,10 +8,12 @@
               cards}                                has the guest's places in networks, too, its taps down
                                          <--------  hello, or refused {reason}
     ram, ram, ...  pass {round}          -------->  written to memory; again for each round
+    prepare                              -------->  does everything once that it will have to do while nothing runs
+                                         <--------  ready
       (pauses the guest)
     ram, ram, ...  state {sections}      -------->  all of it is decoded, then all of it is applied
-                                         <--------  loaded, or refused {reason}
       (flushes disks, sets taps down)
+                                         <--------  loaded, or refused {reason}
     go       {running}                   -------->  takes the disks, sets taps up, lets the guest run if it ran
                                          <--------  running
       (gives up its places in networks)             tells the network where the guest is now
@@ -35,7 +37,7 @@ from pyvmm.errors import ChannelError
 from pyvmm.migration.channel import Channel
 from pyvmm.net.cards import MovingCard
 
-VERSION = 2
+VERSION = 3
 
 
 class Message(enum.IntEnum):
@@ -49,6 +51,8 @@ class Message(enum.IntEnum):
     LOADED = 6
     GO = 7
     RUNNING = 8
+    PREPARE = 9
+    READY = 10
 
 
 class Hello(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

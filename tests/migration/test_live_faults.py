@@ -193,9 +193,9 @@ def test_tls_lets_only_its_own_in(start: Start, tmp_path: Path) -> None:
 
 
 def test_the_guest_ends_on_the_way(start: Start, tmp_path: Path) -> None:
-    source, to = pair(start, tmp_path, rounds=8)
+    source, to = pair(start, tmp_path, rounds=30)
     source.migrate(f"unix:{tmp_path}/m", max_bandwidth=500_000, downtime_limit=1)
-    goes_on(source, 8)
+    goes_on(source, 30)
     assert to.end()[0] == 125
 
 

@@ -106,6 +106,9 @@ class Machine:
         assert not self.running
         return msgspec.msgpack.encode({"answer": 42})
 
+    def rehearse(self) -> None:
+        assert not self.running and not self.state
+
     def prepare(self, state: memoryview) -> Callable[[], None]:
         try:
             decoded = msgspec.msgpack.decode(state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import socket
 import threading
@@ -14,10 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pyvmm.errors import SectionError
 from pyvmm.memory.guest_memory import PAGE_SIZE
 from pyvmm.migration.channel import Listener
 from pyvmm.migration.incoming import IncomingMigration
-from pyvmm.migration.outgoing import OutgoingMigration
+from pyvmm.migration.outgoing import SMALL, OutgoingMigration
 from pyvmm.migration.parameters import Capabilities, MigrationStatus, Parameters
 from tests.unit.migration.fake_machines import PAGES, Loop, Machine, relay
 
@@ -216,3 +218,49 @@ def test_a_loop_that_does_not_answer_is_a_failure_not_a_hang(pair: Pair, monkeyp
     pair.source.while_running = lambda: time.sleep(0.5)
     assert pair.run() is MigrationStatus.FAILED
     assert pair.migration is not None and "did not answer" in str(pair.migration.problem)
+
+
+def test_the_guest_runs_until_the_destination_is_ready(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the destination can do ahead is done while the source's guest runs; if it fails, that guest never stops."""
+    seen: list[bool] = []
+
+    def rehearse() -> None:
+        seen.append(pair.source.running)
+        raise SectionError("cpu-0", "msrs", "odd")
+
+    monkeypatch.setattr(pair.target, "rehearse", rehearse)
+    monkeypatch.setattr(pair.source, "pause", lambda: seen.append(False))
+    assert pair.run() is MigrationStatus.FAILED
+    assert seen == [True] and pair.source.running and not pair.target.running
+    assert pair.migration is not None and "odd" in str(pair.migration.problem)
+
+
+def test_nothing_is_collected_while_the_guest_stands_still(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    enabled: list[bool] = []
+    save = pair.source.save
+
+    def watch() -> bytes:
+        enabled.append(gc.isenabled())
+        return save()
+
+    monkeypatch.setattr(pair.source, "save", watch)
+    assert gc.isenabled()
+    assert pair.run() is MigrationStatus.COMPLETED
+    assert enabled == [False] and gc.isenabled()
+
+
+@pytest.mark.parametrize(
+    ("left", "worth"),
+    [
+        ([SMALL], False),
+        ([1000], True),
+        ([1000, 400], True),
+        ([1000, 600], False),  # the guest writes nearly as fast as is sent: the next round would find as many
+        ([16000, 7000, 3000, 1400, 600], False),  # enough is enough
+        ([60_000], False),  # would take longer than the standstill it shortens may
+    ],
+)
+def test_further_rounds_only_while_they_pay(pair: Pair, left: list[int], worth: bool) -> None:
+    migration = OutgoingMigration(pair.source, "fd:0", Parameters(), Capabilities(), post=pair.loop.post)
+    migration.bandwidth = 500e6
+    assert migration._worth_a_round(left) is worth
