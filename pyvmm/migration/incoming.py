@@ -168,7 +168,6 @@ class IncomingMigration:
             self._take_state(channel, receiver, state)
 
     def _take_state(self, channel: Channel, receiver: RamReceiver, payload: memoryview) -> None:
-        target = self._target
         T.migration_incoming.on and T.migration_incoming(f"{receiver.pages} pages, {len(payload)} bytes of state")
         self._on_loop(lambda: self._load(payload))
         channel.send(Message.LOADED)
