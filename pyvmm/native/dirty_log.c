@@ -19,6 +19,8 @@ long pv_dirty_log_get(int vm_fd, uint32_t slot, uint64_t pages, int manual, uint
 
 	if (ioctl(vm_fd, KVM_GET_DIRTY_LOG, &log) < 0)
 		return -errno;
+	if (pages % 64) /* what lies behind the slot's end is no page, whatever its bit says */
+		scratch[words - 1] &= (1ull << pages % 64) - 1;
 	uint64_t count = pv_dirty_count(scratch, words);
 	if (!count)
 		return 0;

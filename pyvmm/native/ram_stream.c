@@ -9,9 +9,12 @@
 
 #define RECORD 8u
 
+/* Of a page anywhere: behind the head of a frame and a record it is not at a multiple of eight. */
+typedef uint64_t __attribute__((aligned(1), may_alias)) loose_word;
+
 bool pv_page_is_zero(const uint8_t *page)
 {
-	const uint64_t *words = (const uint64_t *)page;
+	const loose_word *words = (const loose_word *)page;
 
 	/* Most pages that are not zero say so early; then 64 bytes at a time. */
 	if (words[0] | words[PV_PAGE / 16] | words[PV_PAGE / 8 - 1])

@@ -2,49 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).resolve().parent
-NATIVE = HERE.parent.parent / "pyvmm" / "native"
+from tests.native.harness import MEMORY, NATIVE, RACES, attempt, build, run
+
 OVERLAY = ["block_image.c", "block_overlay.c"]
 DEVICE = [*OVERLAY, "block_request.c", "block_device.c", "virtqueue.c", "dirty_bitmap.c", "virtio_interrupt.c"]
 WRAPPED = ("preadv2", "pwritev2", "pwrite", "fallocate", "fdatasync")
 
 
-def build(folder: Path, harness: str, sources: list[Path], sanitizer: str, *options: str) -> Path:
-    compiler = shutil.which("gcc")
-    assert compiler is not None, "gcc is needed (make packages)"
-    program = folder / "harness"
-    # -Wno-tsan: it does not know fences, of which the queue has two; they only order memory of the guest's.
-    built = subprocess.run(
-        [compiler, "-O1", "-g", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-Wno-tsan",
-         f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", f"-I{NATIVE}", str(HERE / harness),
-         *map(str, sources), *options, "-o", str(program), "-lpthread"],
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert built.returncode == 0, built.stderr
-    return program
-
-
-def run(program: Path, *arguments: str) -> dict[str, int]:
-    done = subprocess.run([str(program), *arguments], capture_output=True, text=True, timeout=100, check=False)
-    assert done.returncode == 0, done.stderr
-    figures: dict[str, int] = json.loads(done.stdout)
-    return figures
-
-
-@pytest.fixture(scope="module", params=["address,undefined", "thread"])
+@pytest.fixture(scope="module", params=[MEMORY, RACES])
 def device(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     sources = [NATIVE / name for name in DEVICE]
-    program = build(tmp_path_factory.mktemp("block"), "block_harness.c", sources, request.param)
-    names = subprocess.run(["nm", "-D", str(program)], capture_output=True, text=True, timeout=30, check=True).stdout
-    assert ("__tsan_read" if request.param == "thread" else "__asan_report_load") in names  # they are on
-    return program
+    return build(tmp_path_factory.mktemp("block"), "block_harness.c", sources, sanitizer=request.param)
 
 
 @pytest.mark.parametrize("overlay", ["0", "1"])
@@ -56,7 +28,7 @@ def test_no_request_leads_outside_its_buffers_and_each_comes_back(device: Path, 
 
 def crash_harness(folder: Path, overlay: Path) -> Path:
     wrap = [f"-Wl,--wrap={name}" for name in WRAPPED]
-    return build(folder, "overlay_crash_harness.c", [NATIVE / "block_image.c", overlay], "address,undefined", *wrap)
+    return build(folder, "overlay_crash_harness.c", [NATIVE / "block_image.c", overlay], *wrap)
 
 
 @pytest.mark.parametrize("seed", ["1", "2", "3"])
@@ -79,16 +51,16 @@ def test_the_crashes_find_a_missing_step(tmp_path: Path, step: str, instead: str
     assert step in source
     (tmp_path / "block_overlay.c").write_text(source.replace(step, instead))
     program = crash_harness(tmp_path, tmp_path / "block_overlay.c")
-    done = subprocess.run([str(program), "1", "400"], capture_output=True, text=True, timeout=100, check=False)
+    done = attempt(program, "1", "400")
     assert done.returncode != 0 and "sector" in done.stderr
 
 
 def race_harness(folder: Path, overlay: Path, sanitizer: str) -> Path:
     wrap = ["-Wl,--wrap=pwritev2", "-Wl,--wrap=fallocate"]
-    return build(folder, "overlay_race_harness.c", [NATIVE / "block_image.c", overlay], sanitizer, *wrap)
+    return build(folder, "overlay_race_harness.c", [NATIVE / "block_image.c", overlay], *wrap, sanitizer=sanitizer)
 
 
-@pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
+@pytest.mark.parametrize("sanitizer", [MEMORY, RACES])
 def test_overlapping_writes_to_a_fresh_cluster_lose_nothing(tmp_path: Path, sanitizer: str) -> None:
     """A copy from the base must not go over what another request has written beside it."""
     figures = run(race_harness(tmp_path, NATIVE / "block_overlay.c", sanitizer), "1", "1500")
@@ -100,6 +72,6 @@ def test_the_races_find_requests_that_do_not_keep_off_each_other(tmp_path: Path)
     source, step = (NATIVE / "block_overlay.c").read_text(), "if (other->first < a->end && a->first < other->end)"
     assert step in source
     (tmp_path / "block_overlay.c").write_text(source.replace(step, "if (0)"))
-    program = race_harness(tmp_path, tmp_path / "block_overlay.c", "address,undefined")
-    done = subprocess.run([str(program), "1", "1500"], capture_output=True, text=True, timeout=100, check=False)
+    program = race_harness(tmp_path, tmp_path / "block_overlay.c", MEMORY)
+    done = attempt(program, "1", "1500")
     assert done.returncode == 1 and "holds 0xba" in done.stderr, done

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).resolve().parent
-NATIVE = HERE.parent.parent / "pyvmm" / "native"
+from tests.native.harness import NATIVE, build, run
+
 SOURCES = (
     "net_pump.c", "net_filtered.c", "net_frames.c", "net_backend.c", "virtqueue.c", "virtio_interrupt.c",
     "dirty_bitmap.c",
@@ -19,29 +16,10 @@ SOURCES = (
 
 @pytest.fixture(scope="module")
 def harness(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compiler = shutil.which("gcc")
-    assert compiler is not None, "gcc is needed (make packages)"
-    program = tmp_path_factory.mktemp("net") / "harness"
-    built = subprocess.run(
-        [compiler, "-O1", "-g", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter",
-         "-fsanitize=address,undefined", "-fno-sanitize-recover=all", f"-I{NATIVE}", str(HERE / "net_harness.c"),
-         *(str(NATIVE / name) for name in SOURCES), "-o", str(program), "-lpthread"],
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert built.returncode == 0, built.stderr
-    return program
+    return build(tmp_path_factory.mktemp("net"), "net_harness.c", [NATIVE / name for name in SOURCES])
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_no_ring_and_no_peer_leads_outside_memory(harness: Path, seed: int) -> None:
-    done = subprocess.run(
-        [str(harness), str(seed), "800", "40"], capture_output=True, text=True, timeout=100, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    figures = json.loads(done.stdout)
+    figures = run(harness, seed, "800", "40")
     assert min(figures.values()) > 1, figures  # each case was met, or this proves little
-
-
-def test_the_sanitizers_are_on(harness: Path) -> None:
-    names = subprocess.run(["nm", "-D", str(harness)], capture_output=True, text=True, timeout=30, check=True).stdout
-    assert "__asan_report_load" in names and "__ubsan_handle" in names

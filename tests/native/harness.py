@@ -1,0 +1,52 @@
+"""Harnesses in C around the native core: compiled with sanitizers, run, their figures read. One way for all of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+NATIVE = HERE.parent.parent / "pyvmm" / "native"
+MEMORY = "address,undefined"
+RACES = "thread"
+_SYMBOLS = {MEMORY: ("__asan_report_load", "__ubsan_handle"), RACES: ("__tsan_read",)}
+
+
+def build(folder: Path, harness: str, sources: list[Path], *options: str, sanitizer: str = MEMORY) -> Path:
+    """``harness`` (a file of this folder) and ``sources``, into ``folder``; it stops at the first thing found.
+
+    Fails if the sanitizers are not in it: a harness without them would prove nothing.
+    """
+    compiler = shutil.which("gcc")
+    assert compiler is not None, "gcc is needed (make packages)"
+    program = folder / "harness"
+    # -Wno-tsan: it does not know fences, of which the queue has two; they only order memory of the guest's.
+    built = subprocess.run(
+        [compiler, "-O1", "-g", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-Wno-tsan",
+         f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", f"-I{NATIVE}", str(HERE / harness),
+         *map(str, sources), *options, "-o", str(program), "-lpthread"],
+        capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert built.returncode == 0, built.stderr
+    names = subprocess.run(["nm", "-D", str(program)], capture_output=True, text=True, timeout=30, check=True).stdout
+    assert all(symbol in names for symbol in _SYMBOLS[sanitizer])
+    return program
+
+
+def attempt(program: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run it to its end, whatever that is."""
+    # setarch: the thread sanitizer of Debian 12's gcc does not cope with as much randomization as newer kernels do.
+    return subprocess.run(
+        ["setarch", "-R", str(program), *map(str, arguments)], capture_output=True, text=True, timeout=100, check=False
+    )
+
+
+def run(program: Path, *arguments: object) -> dict[str, Any]:
+    """The figures it prints; it must have found nothing."""
+    done = attempt(program, *arguments)
+    assert done.returncode == 0, done.stderr
+    figures: dict[str, Any] = json.loads(done.stdout)
+    return figures
