@@ -45,11 +45,10 @@ class DirtyRateMeter:
         self.problem: str | None = None
         self.seconds = 0
         self.began = 0.0
-        """Since the epoch."""
+        """By the monotonic clock, as QEMU has it."""
         self._dirty = dirty
         self._loop = loop
         self._timer: Timer | None = None
-        self._clock = 0.0
 
     @property
     def measuring(self) -> bool:
@@ -62,7 +61,7 @@ class DirtyRateMeter:
             raise StateError("the dirty rate is being measured, or pages are logged for a migration")
         self._dirty.start()
         self.found = self.problem = None
-        self.seconds, self.began, self._clock = seconds, time.time(), time.monotonic()
+        self.seconds, self.began = seconds, time.monotonic()
         self._timer = self._loop.call_later(seconds, self._finish)
 
     def give_up(self) -> None:
@@ -76,7 +75,7 @@ class DirtyRateMeter:
         self._timer = None
         try:
             sets = self._dirty.harvest()
-            seconds = time.monotonic() - self._clock
+            seconds = time.monotonic() - self.began
             self.found = DirtyRate(sum(one.count for one in sets), seconds, hottest(sets))
             self._dirty.stop()
         except PyvmmError as error:

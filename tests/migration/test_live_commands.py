@@ -217,4 +217,16 @@ def test_the_dirty_rate_and_where_it_is_hot(start: Start) -> None:
     assert found["dirty-rate"] in (3, 4)  # 1,000 pages are 3.9 MiB
     hot = {one["address"]: one["pages"] for one in found["x-hottest"]}
     assert hot[8 << 20] == 512 and hot[10 << 20] == 488
+
+    def typed(line: str) -> str:
+        text: str = side.qmp.execute("human-monitor-command", {"command-line": line})
+        return text
+
+    rate = f"Dirty rate: {found['dirty-rate']} (MB/s)"
+    assert typed("info dirty_rate").splitlines()[-2:] == ["Mode: dirty-bitmap", rate]
+    assert "Incorrect period" in typed("calc_dirty_rate") and "Incorrect period" in typed("calc_dirty_rate 61")
+    assert "Either dirty ring or dirty bitmap" in typed("calc_dirty_rate -r -b 1")
+    assert "mode dirty-ring is not enabled" in typed("calc_dirty_rate -r 1")
+    assert "with period 1 seconds" in typed("calc_dirty_rate -b 1")
+    assert typed("info dirty_rate").splitlines()[-1] == "Dirty rate: (not ready)"
     side.quit()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pyvmm.qmp.arguments import QmpStruct
-from pyvmm.qmp.command_set import run_state
+from pyvmm.qmp.command_set import migration, run_state
 from pyvmm.qmp.commands import CommandContext, command
 from pyvmm.qmp.errors import QmpError
 from pyvmm.qmp.human.examine import BadExpression, examine
@@ -117,6 +117,33 @@ def _xp(context: CommandContext, words: str, cpu: int) -> list[str]:
     return examine(context.machine, words, physical=True, cpu=cpu)
 
 
+def _dirty_rate(context: CommandContext, words: str, cpu: int) -> list[str]:
+    found = migration.query_dirty_rate(context)
+    return [
+        f"Status: {found.status}",
+        f"Start Time: {found.start_time} (ms)",  # QEMU 7.2 says so of its seconds
+        f"Sample Pages: {found.sample_pages} (per GB)",
+        f"Period: {found.calc_time} (sec)",
+        f"Mode: {found.mode}",
+        f"Dirty rate: {'(not ready)' if found.dirty_rate is None else f'{found.dirty_rate} (MB/s)'}",
+    ]
+
+
+def _calc_dirty_rate(context: CommandContext, words: str, cpu: int) -> list[str]:
+    *flags, seconds = words.split() or [""]
+    if not (seconds.isascii() and seconds.isdecimal() and len(seconds) < 4 and 1 <= int(seconds) <= 60):
+        return ["Incorrect period length specified!"]
+    modes: dict[str, migration.DirtyRateMode] = {"-r": "dirty-ring", "-b": "dirty-bitmap"}
+    if len(flags) > 1 or any(flag not in modes for flag in flags):
+        return ["Either dirty ring or dirty bitmap can be specified!"]
+    mode = modes[flags[0]] if flags else None
+    migration.calc_dirty_rate(context, migration.CalcDirtyRateArguments(calc_time=int(seconds), mode=mode))
+    return [
+        f"Starting dirty rate measurement with period {int(seconds)} seconds",
+        "[Please use 'info dirty_rate' to check results]",
+    ]
+
+
 def _silently(handler: Callable[[CommandContext], None]) -> Handler:
     def carry_out(context: CommandContext, words: str, cpu: int) -> list[str]:
         handler(context)
@@ -127,6 +154,7 @@ def _silently(handler: Callable[[CommandContext], None]) -> Handler:
 
 _INFO: dict[str, Handler] = {
     "cpus": _cpus,
+    "dirty_rate": _dirty_rate,
     "kvm": lambda context, words, cpu: ["kvm support: enabled"],
     "memory_size_summary": _memory_size,
     "mtree": _mtree,
@@ -137,6 +165,7 @@ _INFO: dict[str, Handler] = {
 }
 
 _COMMANDS: dict[str, Handler] = {
+    "calc_dirty_rate": _calc_dirty_rate,
     "c": _silently(run_state.cont),
     "cont": _silently(run_state.cont),
     "help": lambda context, words, cpu: sorted([*_COMMANDS, *(f"info {topic}" for topic in _INFO)]),
