@@ -34,6 +34,8 @@ def add_parser(subparsers: Any) -> None:
     save.add_argument("machine", metavar="VM", help="its name (see pyvmm list)")
     save.add_argument("name", metavar="NAME")
     save.add_argument("--description", metavar="TEXT", default="")
+    save.add_argument("--base", metavar="NAME", help="store only the pages that differ from this snapshot's")
+    save.add_argument("--compress", choices=["none", "zstd"], default="none", help="zstd: smaller, slower to load")
     save.set_defaults(run=run_save)
     load = verbs.add_parser("load", help="start a machine from a snapshot")
     load.add_argument("snapshot", metavar="NAME")
@@ -59,6 +61,10 @@ def run_save(args: argparse.Namespace) -> int:
     from pyvmm.qmp.client import open_client
 
     arguments = {"tag": snapshot_path(args.name, make_folder=True), "description": args.description}
+    if args.base is not None:
+        arguments["base"] = snapshot_path(args.base)
+    if args.compress != "none":
+        arguments["compress"] = args.compress
     with open_client(args.machine, SAVE_TIMEOUT) as client:
         client.execute("snapshot-save", arguments)
     return 0
@@ -114,7 +120,7 @@ def run_list(args: argparse.Namespace) -> int:
         if "problem" in row:
             print(f"{row['name']:24} unusable: {row['problem']}")
         else:
-            what = f"{row['machine']}: {row['description']}"
+            what = f"{row['machine']}: {row['description']}" + (f" (on {row['base']})" if row["base"] else "")
             print(f"{row['name']:24} {row['created']}  {row['memory_mib']:>6} MiB  {what}")
     return 0
 
@@ -126,18 +132,22 @@ def run_info(args: argparse.Namespace) -> int:
         _print_json(facts)
     else:
         for name, value in facts.items():
+            if value is None:
+                continue
             print(f"{name:12} {', '.join(value) if isinstance(value, list) else value}")
     return 0
 
 
 def run_delete(args: argparse.Namespace) -> int:
-    """Machines that were started from it go on: they have the file open."""
+    """Machines that were started from it go on: they have the file open. Refused if others build on it."""
+    from pyvmm.migration.snapshot_chain import refuse_if_needed
     from pyvmm.migration.snapshot_file import SnapshotFile
 
     path = snapshot_path(args.name)
     if not path.endswith(SUFFIX):
         with SnapshotFile(path):  # what is none is not deleted by mistake
             pass
+    refuse_if_needed(path, "deleted")
     try:
         os.unlink(path)
     except OSError as error:
@@ -148,13 +158,15 @@ def run_delete(args: argparse.Namespace) -> int:
 def _facts(path: str, *, verify: bool = False) -> dict[str, Any]:
     from pyvmm.migration.sections import decode_sections
     from pyvmm.migration.snapshot import config_of, verify_ram
-    from pyvmm.migration.snapshot_file import SnapshotFile
+    from pyvmm.migration.snapshot_chain import SnapshotChain
 
-    with SnapshotFile(path) as file:
+    with SnapshotChain(path) as chain:
+        file = chain.top
         header, config = file.header, config_of(file)
         sections = decode_sections(file.state())
+        chained = [lower.path for lower in reversed(chain.files[:-1])]
         if verify:
-            verify_ram(file)
+            verify_ram(chain)
     return {
         "path": path,
         "id": header.id,
@@ -165,6 +177,9 @@ def _facts(path: str, *, verify: bool = False) -> dict[str, Any]:
         "image": config.image,
         "cpus": config.cpus,
         "memory_mib": config.memory >> 20,
+        "compression": header.compression,
+        "base": os.path.basename(chained[0]).removesuffix(SUFFIX) if chained else None,
+        "chain": chained,
         "stored_mib": round(sum(part.pages for part in header.ram) / 256, 1),
         "sections": [f"{section.name} v{section.version}" for section in sections.values()],
         "disks": [stamp.path for stamp in header.disks],

@@ -11,13 +11,15 @@ import bisect
 import errno
 import mmap
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from pyvmm.errors import ConfigError, GuestMemoryError, HostError
 from pyvmm.memory.dirty import DirtyBitmap
 from pyvmm.native import address_of, fallocate_punch_hole, ffi, lib
 
 PAGE_SIZE = 4096
+Runs = Sequence[tuple[int, int]]
+"""Pages of a region, (first, count), ascending."""
 MAP_NORESERVE = 0x4000  # x86-64's value; Python names it only from 3.13 on
 
 
@@ -90,28 +92,77 @@ class Region:
         self._remap(fd, offset, private=True)
         self.dirty.mark(0, self.size // PAGE_SIZE)
 
-    def _remap(self, fd: int, offset: int, *, private: bool) -> None:
-        result = lib.pv_remap(self.hva, self.size, fd, offset, private)
+    def _remap(self, fd: int, offset: int, *, private: bool, at: int = 0, size: int | None = None) -> None:
+        size = self.size if size is None else size
+        result = lib.pv_remap(self.hva + at, size, fd, offset, private)
         if result < 0:
-            raise HostError(f"cannot map {self.size >> 20} MiB of guest memory: {os.strerror(-result)}")
+            raise HostError(f"cannot map {size >> 10} KiB of guest memory: {os.strerror(-result)}")
         self.private = private
 
-    def write_to_file(self, fd: int, offset: int) -> tuple[int, int]:
-        """Write the pages that are not zero to ``fd``, page 0 at ``offset``; (CRC of them, their number).
+    def map_pages(self, fd: int, offset: int, runs: Runs) -> None:
+        """Over what :meth:`map_file` mapped: the pages of ``runs``, (first, count), come from ``fd``, page 0 at
+        ``offset``.
+        """
+        for first, count in runs:
+            at = first * PAGE_SIZE
+            self._remap(fd, offset + at, private=True, at=at, size=count * PAGE_SIZE)
+
+    def differences(self, base: Region | None, room: int) -> list[tuple[int, int]]:
+        """Runs of pages, (first, count), that differ from ``base``'s, a region of this size, or from zeros.
+
+        At most ``room``: were there more, close ones are joined, and hold pages that do not differ as well.
+        """
+        runs = ffi.new("uint64_t[]", 2 * room)
+        used, gap = ffi.new("uint64_t *"), ffi.new("uint64_t *")
+        mine = ffi.cast("uint8_t *", self.hva)
+        other = ffi.cast("uint8_t *", base.hva) if base is not None else ffi.NULL
+        at, pages = 0, self.size // PAGE_SIZE
+        for first, count in [*self.present(), (pages, 0)]:
+            lib.pv_ram_differences(ffi.NULL, other, at, first - at, runs, room, used, gap)
+            lib.pv_ram_differences(mine, other, first, count, runs, room, used, gap)
+            at = first + count
+        return [(int(runs[2 * i]), int(runs[2 * i + 1])) for i in range(int(used[0]))]
+
+    def pages(self, first: int, count: int) -> bytes:
+        """The content of whole pages. No vCPU and no device runs."""
+        return self._map[first * PAGE_SIZE : (first + count) * PAGE_SIZE]
+
+    def fill_pages(self, first: int, data: bytes) -> None:
+        """Write whole pages of a region that no machine uses yet."""
+        self._map[first * PAGE_SIZE : first * PAGE_SIZE + len(data)] = data
+
+    def _present_in(self, runs: Runs | None) -> Iterator[tuple[int, int]]:
+        """Those of :meth:`present` that are in ``runs``; both ascend."""
+        if runs is None:
+            yield from self.present()
+            return
+        present, i = self.present(), 0
+        for first, count in runs:
+            while i < len(present) and sum(present[i]) <= first:
+                i += 1
+            k = i
+            while k < len(present) and present[k][0] < first + count:
+                start, end = max(first, present[k][0]), min(first + count, sum(present[k]))
+                yield start, end - start
+                k += 1
+
+    def write_to_file(self, fd: int, offset: int, runs: Runs | None = None) -> tuple[int, int]:
+        """Write the pages (``None``: all; else those in ``runs``) that are not zero to ``fd``, page 0 at ``offset``;
+        (CRC of them, their number).
 
         OSError. See native/ram_file.h for the CRC. No vCPU and no device runs.
         """
         crc, written = ffi.new("uint32_t *"), ffi.new("uint64_t *")
-        for first, count in self.present():
+        for first, count in self._present_in(runs):
             result = lib.pv_ram_write(fd, offset, ffi.cast("uint8_t *", self.hva), first, count, crc, written)
             if result < 0:
                 raise OSError(-result, os.strerror(-result))
         return int(crc[0]), int(written[0])
 
-    def sum_pages(self) -> tuple[int, int]:
+    def sum_pages(self, runs: Runs | None = None) -> tuple[int, int]:
         """(CRC, number) of the pages that are not zero, as :meth:`write_to_file` gives them."""
         crc, present = ffi.new("uint32_t *"), ffi.new("uint64_t *")
-        for first, count in self.present():
+        for first, count in self._present_in(runs):
             lib.pv_ram_sum(ffi.cast("uint8_t *", self.hva), first, count, crc, present)
         return int(crc[0]), int(present[0])
 

@@ -12,14 +12,17 @@
     4096 * n   | RAM, region by region, page by page; zero pages are holes    |
                +--------------------------------------------------------------+
 
-RAM is mapped, not read: a guest of any size starts at once and gets its pages as it uses them.
-So its CRC is checked only when somebody asks for it (``pyvmm snapshot info --verify``); the rest always is, and so is
-the file's length. A file appears under its name whole or not at all, and is never changed afterwards.
+A differential snapshot (snapshot_chain.py) has holes also where nothing differs from its base; a compressed one
+(snapshot_zstd.py) has records instead of pages. Otherwise RAM is mapped, not
+read: a guest of any size starts at once and gets its pages as it uses them. So its CRC is checked only when somebody
+asks for it (``pyvmm snapshot info --verify``); the rest always is, and so is the file's length. A file appears under
+its name whole or not at all, and is never changed afterwards.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import struct
 import zlib
@@ -35,7 +38,7 @@ from pyvmm.kvm.state import U32, U64
 from pyvmm.memory.guest_memory import PAGE_SIZE
 
 MAGIC = b"PYVMSNAP"
-FORMAT = 1
+FORMAT = 2
 HEADER_MAX = 1 << 20
 STATE_MAX = 64 << 20
 _HEAD = struct.Struct("<8sIII")
@@ -49,11 +52,23 @@ class RamPart(msgspec.Struct, frozen=True, kw_only=True):
     size: U64
     offset: U64
     length: U64
-    """Bytes in the file: ``size``."""
+    """Bytes in the file: ``size``, unless compressed."""
     pages: U64
-    """Pages that are not zero."""
+    """Pages that are not zero, of those in ``runs``."""
     crc: U32
     """CRC32C over these (native/ram_file.h)."""
+    runs: Annotated[tuple[tuple[U64, U64], ...], Meta(max_length=4096)] | None
+    """Which pages are here, (first, count), ascending; the others are the base's. None: all."""
+
+
+class BaseStamp(msgspec.Struct, frozen=True, kw_only=True):
+    """The snapshot that a differential one builds on."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^[^\x00]+\Z")]
+    """Its path, relative to the folder of the differential one."""
+    id: Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
+    digest: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+    """SHA-256 of its header."""
 
 
 class DiskStamp(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,7 +89,8 @@ class SnapshotHeader(msgspec.Struct, frozen=True, kw_only=True):
     pyvmm: _Text
     config: dict[str, Any]
     """MachineConfig; paths are absolute."""
-    compression: Literal["none"]
+    compression: Literal["none", "zstd"]
+    base: BaseStamp | None
     state_size: Annotated[int, Meta(ge=0, le=STATE_MAX)]
     ram: Annotated[tuple[RamPart, ...], Meta(min_length=1, max_length=16)]
     disks: Annotated[tuple[DiskStamp, ...], Meta(max_length=64)]
@@ -103,7 +119,7 @@ class SnapshotFile:
         except OSError as error:
             raise ImageError(path, "snapshot", error.strerror or str(error)) from None
         try:
-            self.header, self._state_offset = self._read_header()
+            self.header, self._state_offset, self.digest = self._read_header()
         except BaseException:
             os.close(self.fd)
             raise
@@ -118,7 +134,7 @@ class SnapshotFile:
         """The stream of sections."""
         return self._pread(self._state_offset, self.header.state_size, "state")
 
-    def _read_header(self) -> tuple[SnapshotHeader, int]:
+    def _read_header(self) -> tuple[SnapshotHeader, int, str]:
         magic, form, size, crc = _HEAD.unpack(self._pread(0, _HEAD.size, "header"))
         if magic != MAGIC:
             raise ImageError(self.path, "header", "is no snapshot of pyvmm")
@@ -134,15 +150,17 @@ class SnapshotFile:
         except (msgspec.DecodeError, RecursionError, TypeError, ValueError, SectionError) as error:
             raise ImageError(self.path, "header", str(error)) from None
         self._check_layout(header, _HEAD.size + size)
-        return header, _HEAD.size + size
+        return header, _HEAD.size + size, hashlib.sha256(raw).hexdigest()
 
     def _check_layout(self, header: SnapshotHeader, state_offset: int) -> None:
         end = state_offset + header.state_size
         for part in header.ram:
-            whole = part.length == part.size
+            whole = part.length == part.size or header.compression != "none"
             if part.offset % PAGE_SIZE or part.size % PAGE_SIZE or not part.size or part.offset < end or not whole:
                 raise ImageError(self.path, "ram", f"the region at {part.gpa:#x} is not where one can be")
             end = part.offset + part.length
+            if (part.runs is None) != (header.base is None) or not _ascending(part):
+                raise ImageError(self.path, "ram", f"the runs of pages of the region at {part.gpa:#x} make no sense")
         found = os.fstat(self.fd).st_size
         if found != end:
             raise ImageError(self.path, "length", f"{found} bytes, {end} are needed: truncated, or something is behind")
@@ -155,6 +173,16 @@ class SnapshotFile:
         if len(data) != size:
             raise ImageError(self.path, field, "truncated")
         return data
+
+
+def _ascending(part: RamPart) -> bool:
+    """Whether the runs are apart, in order, and in the region."""
+    end = 0
+    for first, count in part.runs or ():
+        if first < end or not count:
+            return False
+        end = first + count
+    return end <= part.size // PAGE_SIZE
 
 
 @contextlib.contextmanager

@@ -7,6 +7,8 @@
 #include "ram_stream.h"
 
 #include <errno.h>
+#include <stdbool.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -85,5 +87,59 @@ void pv_ram_sum(const uint8_t *hva, uint64_t first, uint64_t count, uint32_t *cr
 			continue;
 		add_page(crc, n, page);
 		++*present;
+	}
+}
+
+/* Runs that are at most `gap` pages apart become one. The number that are left. */
+static uint64_t merge_runs(uint64_t *runs, uint64_t used, uint64_t gap)
+{
+	uint64_t last = 0;
+
+	for (uint64_t i = 1; i < used; i++) {
+		uint64_t *before = runs + 2 * last, *run = runs + 2 * i;
+		if (run[0] - (before[0] + before[1]) <= gap) {
+			before[1] = run[0] + run[1] - before[0];
+			continue;
+		}
+		last++;
+		runs[2 * last] = run[0];
+		runs[2 * last + 1] = run[1];
+	}
+	return used ? last + 1 : 0;
+}
+
+/*
+ * Add to `runs`, pairs of (first page, pages), where `count` pages from `first` on differ from the same pages of `base`;
+ * NULL for either is pages of zeros. At most `room` runs (at least one): were there more, those with small gaps between
+ * them become one, so that it may hold pages that do not differ. *used and *gap go on from call to call, in ascending
+ * order of pages; both start as 0.
+ */
+void pv_ram_differences(const uint8_t *hva, const uint8_t *base, uint64_t first, uint64_t count, uint64_t *runs,
+			uint64_t room, uint64_t *used, uint64_t *gap)
+{
+	for (uint64_t n = first; n < first + count; n++) {
+		const uint8_t *page = hva ? hva + n * PV_PAGE : NULL;
+		const uint8_t *was = base ? base + n * PV_PAGE : NULL;
+		bool same = page && was ? !memcmp(page, was, PV_PAGE)
+			    : page || was ? pv_page_is_zero(page ? page : was) : true;
+		if (same)
+			continue;
+		uint64_t *last = *used ? runs + 2 * (*used - 1) : NULL;
+		if (last && n - (last[0] + last[1]) <= *gap) {
+			last[1] = n + 1 - last[0];
+			continue;
+		}
+		while (*used == room && room > 1) {
+			*gap = *gap ? *gap * 2 : 1;
+			*used = merge_runs(runs, *used, *gap);
+		}
+		last = *used ? runs + 2 * (*used - 1) : NULL;
+		if (last && (n - (last[0] + last[1]) <= *gap || *used == room)) {
+			last[1] = n + 1 - last[0];
+			continue;
+		}
+		runs[2 * *used] = n;
+		runs[2 * *used + 1] = 1;
+		++*used;
 	}
 }

@@ -6,6 +6,8 @@ the command is done when it answers.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pyvmm.machine.run_state import RunState
 from pyvmm.migration.snapshot import restore_snapshot, save_snapshot
 from pyvmm.migration.snapshot_store import snapshot_path
@@ -16,10 +18,12 @@ _STANDING = frozenset({RunState.PRELAUNCH, RunState.RUNNING, RunState.PAUSED})
 
 
 class SnapshotSaveArguments(QmpStruct):
-    """``tag``: a name, or an absolute path."""
+    """``tag``: a name, or an absolute path; ``base``: one that exists, to store only what differs from it."""
 
     tag: str
     description: str = ""
+    base: str | None = None
+    compress: Literal["none", "zstd"] = "none"
 
 
 class SnapshotLoadArguments(QmpStruct):
@@ -42,7 +46,10 @@ def snapshot_save(context: CommandContext, arguments: SnapshotSaveArguments) -> 
     """Write a snapshot; a running machine stands still meanwhile."""
     context.monitor.migration.refuse_while_under_way()
     path = snapshot_path(arguments.tag, make_folder=True)
-    header = save_snapshot(context.machine, path, description=arguments.description)
+    base = snapshot_path(arguments.base) if arguments.base is not None else None
+    header = save_snapshot(
+        context.machine, path, description=arguments.description, base=base, compress=arguments.compress
+    )
     return SnapshotInfo(path=path, id=header.id, pages=sum(part.pages for part in header.ram))
 
 
