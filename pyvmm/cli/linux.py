@@ -21,7 +21,7 @@ from pyvmm.cli.machine_options import (
     run_machine,
 )
 from pyvmm.cli.messages import complain
-from pyvmm.cli.migration_options import is_incoming
+from pyvmm.cli.migration_options import is_incoming, resolve_dirty_log
 from pyvmm.errors import EXIT_REFUSED, ConfigError
 from pyvmm.machine.config import DEFAULT_MEMORY, DebugExitConfig, MachineConfig, parse_debug_exit, parse_size
 from pyvmm.machine.console_output import ConsoleOutput
@@ -127,10 +127,11 @@ def config_of(args: argparse.Namespace, quirks: frozenset[str]) -> MachineConfig
     serial = args.serial
     if args.exec and serial == "stdio":
         serial = "stderr" if args.console else "null"
+    memory = parse_size(args.memory, "--memory") if args.memory is not None else DEFAULT_MEMORY
     return MachineConfig(
         image=kernel,
         name=args.name or "linux",
-        memory=parse_size(args.memory, "--memory") if args.memory is not None else DEFAULT_MEMORY,
+        memory=memory,
         cpus=parse_cpus(args.smp),
         initrd=initramfs,
         append=" ".join(words),
@@ -144,7 +145,7 @@ def config_of(args: argparse.Namespace, quirks: frozenset[str]) -> MachineConfig
         no_shutdown=args.no_shutdown,
         start_paused=args.start_paused,
         incoming=is_incoming(args),
-        dirty_log=args.dirty_log,
+        dirty_log=resolve_dirty_log(args.dirty_log, memory),
         devices=devices,
         testdev="testdev" in args.device,
     )

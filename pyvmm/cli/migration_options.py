@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from pyvmm.errors import ConfigError
+from pyvmm.host.dirty_log import RING_FROM, Method
 
 if TYPE_CHECKING:
     from pyvmm.qmp.monitor import Monitor
@@ -22,8 +23,20 @@ def add_migration_options(parser: argparse.ArgumentParser) -> None:
         help="wait for a guest that another pyvmm, started with the same options, sends to tcp:HOST:PORT, unix:PATH or"
         " fd:NUMBER; defer: until QMP migrate-incoming says where")  # fmt: skip
     add("--tls-creds", metavar="DIR", help="with --incoming: credentials (pyvmm certs) that the sender must match")
-    add("--dirty-log", choices=("bitmap", "ring"), default="bitmap",
-        help="how KVM logs written pages during a migration (default bitmap)")  # fmt: skip
+    add("--dirty-log", choices=("auto", "bitmap", "ring"), default="auto",
+        help="how KVM logs written pages during a migration (default: what suits the host: pyvmm doctor)")  # fmt: skip
+
+
+def resolve_dirty_log(chosen: str, memory: int) -> Method:
+    """What ``--dirty-log`` says, or what suits this host for a guest of ``memory`` bytes."""
+    if chosen != "auto":
+        return "ring" if chosen == "ring" else "bitmap"
+    if memory < RING_FROM:
+        return "bitmap"  # on any host: the profile need not be looked at
+    from pyvmm.host.dirty_log import choose_dirty_log
+    from pyvmm.host.profile import load_profile
+
+    return choose_dirty_log(load_profile(), memory)[0]
 
 
 def is_incoming(args: argparse.Namespace) -> bool:

@@ -17,7 +17,7 @@ from pyvmm.cli.machine_options import (
     resolve_quirks,
     run_machine,
 )
-from pyvmm.cli.migration_options import is_incoming
+from pyvmm.cli.migration_options import is_incoming, resolve_dirty_log
 from pyvmm.machine.config import (
     DEFAULT_MEMORY,
     DebugExitConfig,
@@ -72,10 +72,11 @@ def config_of(args: argparse.Namespace, quirks: frozenset[str]) -> MachineConfig
     words, removed = split_removals(append.split(" "), (KERNEL_ADDRESS,)) if append else ([], [])
     devices = settle_address(devices_of(args), words, removed)
     cards = any(isinstance(device, NetConfig) for device in devices)
+    memory = parse_size(args.memory, "--memory") if args.memory is not None else default_memory
     return MachineConfig(
         image=image,
         name=args.name or os.path.basename(os.path.normpath(args.image)),
-        memory=parse_size(args.memory, "--memory") if args.memory is not None else default_memory,
+        memory=memory,
         cpus=parse_cpus(args.smp) if args.smp is not None else (guest.cpus if guest else 1),
         initrd=args.initrd,
         append=" ".join(words),
@@ -90,7 +91,7 @@ def config_of(args: argparse.Namespace, quirks: frozenset[str]) -> MachineConfig
         no_shutdown=args.no_shutdown,
         start_paused=args.start_paused,
         incoming=is_incoming(args),
-        dirty_log=args.dirty_log,
+        dirty_log=resolve_dirty_log(args.dirty_log, memory),
         devices=devices,
         testdev="testdev" in args.device,
     )

@@ -17,7 +17,7 @@ from pyvmm import __version__
 from pyvmm.host.kind import VENDOR_MODULES
 from pyvmm.host.profile import HostProfile
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever a probe or a field changes its meaning."""
 MAX_SIZE = 1 << 20
 FILE_NAME = "host-profile.json"

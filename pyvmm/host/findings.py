@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from pyvmm.host.dirty_log import RING_FROM, ring_problem
 from pyvmm.host.profile import (
     CPUID_SHOWS_THROUGH,
     EMULATED_CPL0,
@@ -31,7 +32,7 @@ _MODES = {
 _USES = {
     "coalesced_pio": ("serial output without an exit a byte", "serial output costs an exit a byte"),
     "manual_dirty_log_protect2": ("for clearing the dirty log in ranges", "the dirty log is cleared as a whole"),
-    "dirty_log_ring": ("for dirty tracking by ring", "dirty tracking by bitmap only"),
+    "dirty_log_ring": ("dirty tracking could be by ring", "dirty tracking by bitmap only"),
     "irqfd": ("for device interrupts by eventfd", "device interrupts by ioctl only"),
     "ioeventfd": ("for doorbells by eventfd", "doorbells are exits"),
     "signal_msi": ("for MSIs", "interrupt pins only"),
@@ -133,11 +134,21 @@ def profile_findings(profile: HostProfile) -> list[Finding]:
     for name, (there, absent) in _USES.items():
         count = profile.capabilities.get(name, 0)
         rows.append(Finding(f"KVM_CAP_{name.upper()}", str(count) if count else "absent", there if count else absent))
+    rows.append(_dirty_log(profile))
     rows.append(Finding("quirks", " ".join(quirks) or "none", "--quirks auto uses these" if quirks else "plain KVM"))
     if EMULATED_CPL0 in quirks and profile.kind in ("vmx", "svm"):
         rows.append(Finding("emulated CPL 0", "unexpected on this kind of host", "report it, with doctor --json"))
     rows += [Finding("note", note, "this probe came to no result") for note in profile.notes]
     return rows
+
+
+def _dirty_log(profile: HostProfile) -> Finding:
+    """What ``--dirty-log auto`` is."""
+    paging = {True: "EPT or NPT", False: "shadowed page tables", None: "unknown paging"}[profile.two_dimensional_paging]
+    problem = ring_problem(profile)
+    if problem is None:
+        return Finding("dirty tracking", f"{paging}: by bitmap or ring", f"ring from {RING_FROM >> 30} GiB of guest on")
+    return Finding("dirty tracking", f"{paging}: by bitmap", problem)
 
 
 def _masking(profile: HostProfile) -> tuple[str, str]:

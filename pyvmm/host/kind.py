@@ -37,6 +37,23 @@ def read_kind() -> HostKind:
     )
 
 
+_PAGING = {"vmx": "kvm_intel/parameters/ept", "svm": "kvm_amd/parameters/npt"}
+
+
+def read_two_dimensional_paging(kind: str, modules: str = "/sys/module") -> bool | None:
+    """Whether the CPU walks KVM's page tables below the guest's (EPT, NPT); else KVM shadows the guest's own.
+
+    ``None``: the vendor module does not say. It is fixed when the module is loaded.
+    """
+    if kind == "pvm":
+        return False  # there is no such hardware that it could use
+    try:
+        with open(os.path.join(modules, _PAGING[kind]), encoding="ascii", errors="replace") as file:
+            return {"Y": True, "1": True, "N": False, "0": False}.get(file.read(16).strip())
+    except (KeyError, OSError):
+        return None
+
+
 def cpuinfo(field: str) -> str:
     """The first CPU's ``field`` in /proc/cpuinfo; empty if there is none."""
     import re

@@ -17,7 +17,7 @@ from pyvmm.arch.x86.cpuid import has_feature, register
 from pyvmm.arch.x86.cpuid_features import FEATURES
 from pyvmm.errors import PyvmmError
 from pyvmm.host import micro_guests
-from pyvmm.host.kind import cpuinfo, read_kind
+from pyvmm.host.kind import cpuinfo, read_kind, read_two_dimensional_paging
 from pyvmm.host.micro_guests import COUNTDOWN, INSTRUCTIONS, Instruction
 from pyvmm.host.probe_layout import CODE_CPL3, DATA, DATA_2, HLT, SYSCALL_STUB, USER_VECTOR, Mode
 from pyvmm.host.probe_vm import End, Ending, ProbeVm
@@ -339,6 +339,7 @@ def measure(system: System) -> HostProfile:
             sysret_works=attempt("sysret", lambda: sysret(probe)),
             int_observed=int_observed,
             features_show_through=shown,
+            two_dimensional_paging=read_two_dimensional_paging(kind.kind),
             guest_tsc_settable=attempt("guest TSC", lambda: guest_tsc_settable(probe)),
             private_memfd_works=attempt("private memfd", lambda: private_memfd(system)),
             capabilities=capabilities(system),

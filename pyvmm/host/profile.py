@@ -66,6 +66,8 @@ class HostProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """What INT 0x80 led to in ``user32`` and ``user64``: ``reaches-gate``, ``invalid-opcode``, or an ending."""
     features_show_through: dict[str, tuple[str, ...]] | None
     """``cpl0`` and ``cpl3`` -> features the guest sees although its CPUID table does not have them."""
+    two_dimensional_paging: bool | None
+    """EPT or NPT; else KVM shadows the guest's page tables."""
     guest_tsc_settable: bool | None
     private_memfd_works: bool | None
     """A memslot over a private mapping of a memfd behaves as COLO's secondary needs (see probes.private_memfd)."""

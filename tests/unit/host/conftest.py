@@ -33,6 +33,7 @@ def plain_profile(**changes: object) -> HostProfile:
         "sysret_works": True,
         "int_observed": {"user32": "reaches-gate", "user64": "reaches-gate"},
         "features_show_through": {"cpl0": (), "cpl3": ()},
+        "two_dimensional_paging": True,
         "guest_tsc_settable": True,
         "private_memfd_works": True,
         "capabilities": {"irqfd": 1, "dirty_log_ring": 65536},
