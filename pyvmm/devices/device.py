@@ -77,6 +77,12 @@ class Device:
     def claim(self) -> None:
         """Take that, or take it back. HostError if somebody else has it."""
 
+    def arriving(self) -> None:
+        """The guest stands still where it was and will soon run here: what comes for it may be kept for it."""
+
+    def left(self) -> None:
+        """The guest runs elsewhere now: have nothing more to do with its surroundings, until :meth:`claim`."""
+
     def moved(self) -> None:
         """The guest runs here now, not where it was: tell whoever must know (a network)."""
 

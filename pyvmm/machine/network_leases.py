@@ -82,6 +82,7 @@ def expect_cards(machine: Machine, cards: Sequence[MovingCard]) -> None:
         raise ConfigError(f"the guest that comes has {len(cards)} network cards, this machine {len(here)}")
     word: str | None = None
     for number, (card, (config, device)) in enumerate(zip(cards, here, strict=True)):
+        device.state.mac = parse_mac(card.mac)  # until its state is loaded
         lease = machine.leases.get(config.target)
         if lease is None:
             continue

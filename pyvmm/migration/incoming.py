@@ -47,11 +47,14 @@ class Target(Protocol):
     def rehearse(self) -> None:
         """Do what the end will need, with this machine's own state, so that it is quick when a guest waits for it."""
 
+    def source_stands_still(self) -> None:
+        """What the network sends to the guest from now on is for it here."""
+
     def prepare(self, state: memoryview) -> Callable[[], None]:
         """Decode and check saved state (SectionError); what applies it."""
 
     def take_over(self, running: bool) -> None:
-        """Claim disks and taps, let the guest run if it ran at the source, and tell the network."""
+        """Claim the disks, let the guest run if it ran at the source, and tell the network."""
 
 
 class IncomingMigration:
@@ -164,6 +167,8 @@ class IncomingMigration:
         self._on_loop(target.rehearse)
         with without_collections():
             channel.send(Message.READY)
+            receive_ram(channel, receiver, until=Message.STANDSTILL)
+            self._on_loop(target.source_stands_still)
             state = receive_ram(channel, receiver, until=Message.STATE)
             self._take_state(channel, receiver, state)
 

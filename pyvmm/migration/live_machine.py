@@ -78,8 +78,9 @@ class LiveMachine:
         self._machine.pause()
 
     def resume(self) -> None:
-        """Go on here."""
+        """Go on here. The network may have been told otherwise already."""
         self._machine.resume()
+        self._announcer.start()
 
     def save(self) -> bytes:
         """All state but RAM. StateError if the guest has ended meanwhile."""
@@ -87,7 +88,7 @@ class LiveMachine:
         return encode_sections(save_machine(self._machine))
 
     def release(self) -> None:
-        """Disks to the other side, everything written to them durable; taps carry nothing more."""
+        """Disks to the other side, everything written to them durable."""
         self._released = True
         try:
             for device in self._machine.devices:
@@ -96,18 +97,25 @@ class LiveMachine:
             raise HostError(f"a disk cannot be flushed: {error}") from None
 
     def reclaim(self) -> None:
-        """All of that back. HostError if the other side has it: then the guest is not ours."""
+        """Disks back. HostError if the other side has them: then the guest is not ours."""
         if self._released:
-            for lease in self._machine.leases.values():
-                lease.take_back()
             for device in self._machine.devices:
                 device.claim()
             self._released = False
+
+    def take_back(self) -> None:
+        """The guest is to run here although it was handed over. HostError: it runs elsewhere, as far as can be seen."""
+        if self._released:
+            for lease in self._machine.leases.values():
+                lease.take_back()
+            self.reclaim()
             self._announcer.start()
 
     def handed_over(self) -> None:
         """This machine is a shell now."""
         self._machine.pause(RunState.POSTMIGRATE)
+        for device in self._machine.devices:
+            device.left()
         for lease in self._machine.leases.values():
             with contextlib.suppress(HostError):  # then it is given up when this process ends
                 lease.leave()
@@ -142,6 +150,11 @@ class LiveMachine:
         with self._machine.standing_still():
             for _ in range(REHEARSALS):
                 prepare_machine(self._machine, decode_sections(encode_sections(save_machine(self._machine))))()
+
+    def source_stands_still(self) -> None:
+        """Networks may send here."""
+        for device in self._machine.devices:
+            device.arriving()
 
     def prepare(self, state: memoryview) -> Callable[[], None]:
         """Check all sections; what applies them."""

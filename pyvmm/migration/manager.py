@@ -112,7 +112,7 @@ class MigrationManager(MachineObserver):
         if self.standing_still:
             raise StateError("the migration is about to hand the guest over; cancel it first (migrate_cancel)")
         if self._live is not None:
-            self._live.reclaim()  # its disks, if they were let go
+            self._live.take_back()  # its disks, if they were let go
 
     @property
     def standing_still(self) -> bool:

@@ -60,13 +60,13 @@ class Source(Protocol):
         """All state but RAM; the guest is paused."""
 
     def release(self) -> None:
-        """Let go of disks, flushed, and of taps, so that another process may have them."""
+        """Let go of disks, flushed, so that another process may write to them."""
 
     def reclaim(self) -> None:
         """Take them back: the other side did not get as far."""
 
     def handed_over(self) -> None:
-        """The guest runs elsewhere, and has its places in networks there."""
+        """The guest runs elsewhere, and its places in networks are there."""
 
     def hold_vcpus(self, held: bool) -> None:
         """Park vCPUs for a moment, or let them go on; the run state does not change."""
@@ -292,6 +292,7 @@ class OutgoingMigration:
         self._change(MigrationStatus.DEVICE)
         paused_at = time.monotonic()
         self._on_loop(self._pause)
+        channel.send(Message.STANDSTILL)
         # A turn of the loop later: what the guest had asked for before it stood still (its end, a reset) is done.
         state = self._on_loop(source.save)
         sets, before = source.dirty.harvest(), self.counters.bytes

@@ -11,12 +11,14 @@
     prepare                              -------->  does everything once that it will have to do while nothing runs
                                          <--------  ready
       (pauses the guest)
+    standstill                           -------->  sets its taps up: frames for the guest wait here from now on
     ram, ram, ...  state {sections}      -------->  all of it is decoded, then all of it is applied
-      (flushes disks, sets taps down)
+      (flushes disks)
                                          <--------  loaded, or refused {reason}
-    go       {running}                   -------->  takes the disks, sets taps up, lets the guest run if it ran
+    go       {running}                   -------->  takes the disks, lets the guest run if it ran, tells the network
                                          <--------  running
-      (gives up its places in networks)             tells the network where the guest is now
+      (sets its taps down, gives up its
+      places in networks)
 
 Until it has sent ``go`` the source owns the guest: whatever fails before that, it goes on as if nothing had happened,
 and the destination ends with an error. From then on it never runs the guest by itself: if the connection breaks before
@@ -53,6 +55,7 @@ class Message(enum.IntEnum):
     RUNNING = 8
     PREPARE = 9
     READY = 10
+    STANDSTILL = 11
 
 
 class Hello(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -30,10 +30,13 @@ class Backend(Protocol):
         """What the driver copes with (``tap.OFFLOAD_*``). HostError if the backend is gone."""
 
     def release(self) -> None:
-        """Carry no frames: the guest is to run elsewhere, or has not come yet. HostError."""
+        """Carry no frames: the guest runs elsewhere, or has not come yet. HostError."""
 
     def claim(self) -> None:
         """Carry them: the guest is here. HostError if the backend is gone."""
+
+    def announce(self, frame: bytes) -> None:
+        """Send ``frame``, if the other end wants to know where a guest is, while nobody else sends."""
 
     def close(self) -> None:
         """Give the descriptor back. Harmless twice."""

@@ -6,8 +6,10 @@ ends, whatever it ends of, the kernel takes the tap away, and the address is fre
 A guest that moves to another process takes its lease along. The new process waits with a tap that is a port of the
 bridge but down (:func:`await_guest`): a bridge sends no frame to it and learns nothing from it. Once the source has
 said which lease its guest has, that tap has the lease, too (:meth:`Lease.succeed`): it is never free in between.
-Then it is a matter of which of the two taps is up (``Tap.release``, ``Tap.claim``), and at last the old one gives the
-lease up (:meth:`Lease.leave`). Whichever process is killed meanwhile, the other one has it, or nobody.
+As soon as the guest stands still that tap is set up and announced, so that what is sent to the guest meanwhile waits
+for it there; the other one goes down, and gives the lease up (:meth:`Lease.leave`), when the guest runs. Never are both
+down: a bridge without a port that is up has no carrier, and the host forgets whom it knows there and waits a second.
+Whichever process is killed meanwhile, the other one has the lease, or nobody.
 """
 
 from __future__ import annotations

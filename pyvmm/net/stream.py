@@ -71,6 +71,9 @@ class Stream:
     def claim(self) -> None:
         """Likewise."""
 
+    def announce(self, frame: bytes) -> None:
+        """Likewise."""
+
     def close(self) -> None:
         """Close the connection. Harmless twice."""
         self._socket.close()

@@ -139,6 +139,11 @@ class Tap:
                 self._drain()
             self.bring_up()
 
+    def announce(self, frame: bytes) -> None:
+        """Send ``frame`` to whatever bridge the tap is at; harmless if it has gone."""
+        with contextlib.suppress(OSError):
+            os.write(self.fd, bytes(HEADER_SIZE) + frame)
+
     def _drain(self) -> None:
         with contextlib.suppress(BlockingIOError):
             for _ in range(_STALE_MAX):

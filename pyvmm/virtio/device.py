@@ -134,6 +134,12 @@ class VirtioDevice:
     def claim(self) -> None:
         """See Device.claim."""
 
+    def arriving(self) -> None:
+        """See Device.arriving."""
+
+    def left(self) -> None:
+        """See Device.left."""
+
     def moved(self) -> None:
         """See Device.moved."""
 

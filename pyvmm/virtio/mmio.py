@@ -140,6 +140,14 @@ class VirtioMmio(StatefulDevice[MmioState]):
         """The device's affair."""
         self.device.claim()
 
+    def arriving(self) -> None:
+        """The device's affair."""
+        self.device.arriving()
+
+    def left(self) -> None:
+        """The device's affair."""
+        self.device.left()
+
     def moved(self) -> None:
         """The device's affair."""
         self.device.moved()

@@ -138,8 +138,13 @@ class VirtioNet(VirtioDevice):
             self._configuration_changed()
             return True
 
-    def release(self) -> None:
-        """The guest is to run elsewhere."""
+    def arriving(self) -> None:
+        """Frames for the guest wait in the backend from now on: so none is lost while it stands still."""
+        self.claim()
+        self.backend.announce(self_announcement(self.state.mac))
+
+    def left(self) -> None:
+        """The guest runs elsewhere."""
         with contextlib.suppress(HostError):
             self.backend.release()
 

@@ -52,7 +52,7 @@ class Side(Running):
                 assert self.process.poll() is None, self.finish()
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
-            self._client = open_client(f"unix:{self.path}", 20)
+            self._client = open_client(f"unix:{self.path}", START_DEADLINE)
         return self._client
 
     def status(self) -> str:

@@ -75,6 +75,7 @@ class Machine:
         self.state: dict[str, Any] = {}
         self.while_running: Callable[[], None] = lambda: None
         self.refuses: str | None = None
+        self.waits = False
 
     def close(self) -> None:
         self.memory.close()
@@ -109,6 +110,9 @@ class Machine:
     def rehearse(self) -> None:
         assert not self.running and not self.state
 
+    def source_stands_still(self) -> None:
+        self.waits = True
+
     def prepare(self, state: memoryview) -> Callable[[], None]:
         try:
             decoded = msgspec.msgpack.decode(state)
@@ -127,6 +131,7 @@ class Machine:
         assert not self.running and not self.holds_disks
 
     def take_over(self, running: bool) -> None:
+        assert self.waits
         self.holds_disks = True
         if running:
             self.resume()

@@ -52,6 +52,7 @@ class PairBackend:
         self.mtu = mtu
         self.offloads: list[int] = []
         self.released = False
+        self.announced: list[bytes] = []
 
     @property
     def fd(self) -> int:
@@ -65,6 +66,9 @@ class PairBackend:
 
     def claim(self) -> None:
         self.released = False
+
+    def announce(self, frame: bytes) -> None:
+        self.announced.append(frame)
 
     def close(self) -> None:
         self._mine.close()

@@ -363,7 +363,8 @@ def test_a_guest_that_has_moved_is_announced_by_the_host(packets: bool) -> None:
 def test_the_backend_learns_where_the_guest_is() -> None:
     with card(packets=True) as c:
         c.bring_up(PLAIN)
-        c.device.release()
+        c.device.left()
         assert c.backend.released
-        c.device.claim()
+        c.device.arriving()
         assert not c.backend.released
+        assert c.backend.announced == [self_announcement(MAC)]
