@@ -59,6 +59,18 @@ def standing(host: Namespace) -> dict[str, tuple[str, str, str]]:
     return {vm["vm"]: (vm["state"], vm["address"], vm["mac"]) for vm in networks(host)["demo"]["vms"]}
 
 
+def lost_carriers(host: Namespace) -> int:
+    """How often the bridge had no port that was up. The host forgets its neighbours then, and waits a second."""
+
+    def inside() -> int:
+        from pyroute2 import IPRoute
+
+        with IPRoute() as route:
+            return int(route.get_links(ifname="pvm-demo")[0].get_attr("IFLA_CARRIER_DOWN_COUNT"))
+
+    return host.call(inside)
+
+
 def arrive(start: Start, host: Namespace, source: Side, name: str, uri: str) -> Side:
     to = start_echo(start, host, name, "--incoming", uri)
     to.wait_for("inmigrate")
@@ -73,6 +85,7 @@ def test_a_guest_keeps_its_place_and_the_bridge_finds_it(
     first = start_echo(start, host, "first", where=f"demo,mac={MAC}")
     echoed(client, b"at first")
     assert port_of(host, MAC) == "vm-first"
+    before = lost_carriers(host)
     second = arrive(start, host, first, "second", f"unix:{tmp_path}/a")
     wait_until(lambda: port_of(host, MAC) == "vm-second", "the bridge has been told", 2)
     assert standing(host) == {"second": ("connected", GUEST, MAC)}
@@ -80,6 +93,7 @@ def test_a_guest_keeps_its_place_and_the_bridge_finds_it(
     assert "VM second (vm-second) has it" in " ".join(LeaseHolder(host, "demo", "thief", MAC).answer())
     first.process.kill()  # long after it has given all up
     third = arrive(start, host, second, "third", f"unix:{tmp_path}/b")
+    assert lost_carriers(host) == before
     echoed(client, b"at third")
     second.quit()
     echoed(client, b"still at third")

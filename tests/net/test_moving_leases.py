@@ -89,6 +89,17 @@ def broadcast(space: Namespace, word: bytes) -> None:
     space.call(inside)
 
 
+def send_from_host(space: Namespace, frame: bytes) -> None:
+    """Out of the bridge's own interface."""
+
+    def inside() -> None:
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sender:
+            sender.bind(("pvm-demo", 0))
+            sender.send(frame)
+
+    space.call(inside)
+
+
 def test_a_lease_goes_from_tap_to_tap_and_is_never_free(host: Namespace, source: Lease, target: Lease) -> None:
     address, mac = str(source.address), source.mac
     assert standing(host) == {"box": ("connected", address, mac), "next": ("waiting", "", "")}
@@ -128,6 +139,19 @@ def test_the_bridge_looks_for_the_guest_where_it_is_now(host: Namespace, source:
     broadcast(host, b"after")
     assert any(b"after" in frame for frame in frames_of(target))
     assert not any(b"after" in frame for frame in frames_of(source))
+
+
+def test_what_comes_while_the_guest_stands_still_waits_for_it(host: Namespace, source: Lease, target: Lease) -> None:
+    announcement = self_announcement(parse_mac(source.mac))
+    wait_until(lambda: (send(source, announcement), port_of(host, source.mac))[1] == "vm-box", "learnt at the source")
+    host.call(lambda: target.succeed(card_of(source)))
+    target.tap.claim()
+    target.tap.announce(announcement)  # the source's is up: the bridge always has a port
+    assert port_of(host, source.mac) == "vm-next"
+    frames_of(source)
+    frame = parse_mac(source.mac) + bytes.fromhex("020000000001 88b5") + b"for the guest".ljust(50)
+    wait_until(lambda: (send_from_host(host, frame), frame in frames_of(target))[1], "it waits at the target")
+    assert frame not in frames_of(source)
 
 
 def test_a_target_that_dies_leaves_the_lease_with_the_source(host: Namespace, source: Lease, target: Lease) -> None:
