@@ -51,6 +51,7 @@ def test_the_reference_takes_turns_and_must_find_the_same() -> None:
 
 def test_a_host_without_rings_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     has = Vm.check_extension
+    monkeypatch.setenv("COLUMNS", "200")  # a narrow table breaks the sentence
     monkeypatch.setattr(Vm, "check_extension", lambda vm, name: 0 if "DIRTY_LOG_RING" in name else has(vm, name))
     options = ["bench", "dirty", "-m", "64M", "--dirty", "1", "--rounds", "1"]
     assert main([*options, "--method", "ring"]) == 125
