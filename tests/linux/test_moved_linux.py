@@ -41,13 +41,15 @@ def test_linux_moves_while_it_boots_and_in_userland() -> None:
     output = bytearray()
     machine = build_machine(config, quirks)
     moves = moves_at_work = 0
-    while_booting, working = (2.0, 0.4) if "emulated-cpl0" in quirks else (0.15, 0.1)  # a tenth of a boot
+    # A tenth of a boot, and some of the commands.
+    while_booting, working = (2.0, 0.4) if "emulated-cpl0" in quirks else (0.15, 0.1)
     try:
         while True:
             assert moves < 500
             machine.backend.observe = output.extend
             at_work = b"pyvmm: command begin" in output
-            ending = run_for(machine, BOOT_DEADLINE if moves_at_work == MOVES else working if at_work else while_booting)
+            while_moving = working if at_work else while_booting
+            ending = run_for(machine, BOOT_DEADLINE if moves_at_work == MOVES else while_moving)
             if ending is not None:
                 break
             twin = twin_of(machine)
