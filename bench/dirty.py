@@ -17,8 +17,9 @@ from cffi import FFI
 from figures import REPOSITORY, document, figure, main, paired_ratio, verdict
 
 from pyvmm.errors import HostError
+from pyvmm.host.dirty_log import Method
 from pyvmm.machine.dirty_cost import HarvestCost, Reference, measure_harvest
-from pyvmm.machine.dirty_tracker import RING_ENTRIES, Method
+from pyvmm.machine.dirty_tracker import RING_ENTRIES
 from pyvmm.machine.machine import Machine
 from pyvmm.native import ffi as native
 

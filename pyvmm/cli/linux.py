@@ -25,7 +25,7 @@ from pyvmm.cli.migration_options import is_incoming, resolve_dirty_log
 from pyvmm.errors import EXIT_REFUSED, ConfigError
 from pyvmm.machine.config import DEFAULT_MEMORY, DebugExitConfig, MachineConfig, parse_debug_exit, parse_size
 from pyvmm.machine.console_output import ConsoleOutput
-from pyvmm.machine.device_config import DiskConfig, NetConfig
+from pyvmm.machine.device_config import DiskConfig, has_card
 from pyvmm.machine.ending import Ending
 from pyvmm.machine.tiny_linux import find_initramfs, find_kernel, find_root_disk, root_disk_words
 
@@ -117,8 +117,7 @@ def config_of(args: argparse.Namespace, quirks: frozenset[str]) -> MachineConfig
     said = [*(args.append.split() if args.append else []), *args.kernel_args]
     words, removed = split_removals(said, (KERNEL_ADDRESS,))
     devices = settle_address(devices, words, removed)
-    cards = any(isinstance(device, NetConfig) for device in devices)
-    additions = linux_additions(quirks, removed, base=True, cards=cards) + root_words
+    additions = linux_additions(quirks, removed, base=True, cards=has_card(devices)) + root_words
     if args.fast:
         words.append("pyvmm.wait")
     elif args.exec:

@@ -26,7 +26,7 @@ from pyvmm.machine.config import (
     parse_number,
     parse_size,
 )
-from pyvmm.machine.device_config import NetConfig
+from pyvmm.machine.device_config import has_card
 
 if TYPE_CHECKING:
     from pyvmm.machine.guest_catalog import GuestEntry
@@ -71,7 +71,6 @@ def config_of(args: argparse.Namespace, quirks: frozenset[str]) -> MachineConfig
     append = args.append if args.append is not None else (guest.append if guest else "")
     words, removed = split_removals(append.split(" "), (KERNEL_ADDRESS,)) if append else ([], [])
     devices = settle_address(devices_of(args), words, removed)
-    cards = any(isinstance(device, NetConfig) for device in devices)
     memory = parse_size(args.memory, "--memory") if args.memory is not None else default_memory
     return MachineConfig(
         image=image,
@@ -80,7 +79,7 @@ def config_of(args: argparse.Namespace, quirks: frozenset[str]) -> MachineConfig
         cpus=parse_cpus(args.smp) if args.smp is not None else (guest.cpus if guest else 1),
         initrd=args.initrd,
         append=" ".join(words),
-        linux_additions=" ".join(linux_additions(quirks, removed, base=False, cards=cards)),
+        linux_additions=" ".join(linux_additions(quirks, removed, base=False, cards=has_card(devices))),
         load_address=load_address,
         guest_decompress=args.guest_decompress,
         acpi=not args.no_acpi,

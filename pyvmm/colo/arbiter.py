@@ -86,14 +86,14 @@ class Ownership:
 
         The owner of a pair (the survivor that is protected again) may; a pair nobody has used yet may be begun.
         """
-        now = self._ask(seconds)
+        now = self.arbiter.read(self.pair, seconds)
         if now is not None and now.state == "protected":
             return now.term
         if now is not None and now.owner != self.me:
             raise StateError(f"the pair {self.pair} belongs to {now.owner} since term {now.term}")
         term = now.term + 1 if now is not None else 1
         new = Register(term, "protected")
-        if self.arbiter.compare_and_swap(self.pair, now, new, seconds) or self._ask(seconds) == new:
+        if self.arbiter.compare_and_swap(self.pair, now, new, seconds) or self.arbiter.read(self.pair, seconds) == new:
             T.colo_ownership.on and T.colo_ownership(self.pair, term, "protected", self.me)
             return term
         raise StateError(f"the pair {self.pair} was taken by somebody else at this moment")
@@ -119,9 +119,6 @@ class Ownership:
                 if until - time.monotonic() < RETRY:
                     raise
                 time.sleep(RETRY)
-
-    def _ask(self, seconds: float) -> Register | None:
-        return self.arbiter.read(self.pair, seconds)
 
 
 def decode_register(stored: bytes, where: str) -> Register:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
@@ -99,6 +100,11 @@ class VsockConfig(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 DeviceConfig = RngConfig | NetConfig | DiskConfig | ConsoleConfig | BalloonConfig | VsockConfig
+
+
+def has_card(devices: Iterable[DeviceConfig]) -> bool:
+    """Whether a network card is among them."""
+    return any(isinstance(device, NetConfig) for device in devices)
 
 
 def split_option(option: str, text: str, known: tuple[str, ...]) -> tuple[str, dict[str, str]]:

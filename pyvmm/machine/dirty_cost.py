@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pyvmm.errors import DeadlineError, HostError, PyvmmError
+from pyvmm.host.dirty_log import Method
 from pyvmm.host.profile import load_profile
 from pyvmm.machine.builder import build_machine, install_kick_signal
 from pyvmm.machine.config import MachineConfig
-from pyvmm.machine.dirty_tracker import Method
 from pyvmm.machine.machine import Machine
 from pyvmm.memory.guest_memory import PAGE_SIZE
 

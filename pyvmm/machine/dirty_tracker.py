@@ -23,7 +23,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pyvmm.errors import KvmError, StateError
 from pyvmm.kvm.vcpu import Vcpu
@@ -32,9 +32,11 @@ from pyvmm.memory.guest_memory import GuestMemory, Region
 from pyvmm.native import ffi, lib
 from pyvmm.trace import trace_group
 
+if TYPE_CHECKING:
+    from pyvmm.host.dirty_log import Method
+
 T = trace_group("machine")
 
-Method = Literal["bitmap", "ring"]
 RING_ENTRIES = 4096
 """Entries of a vCPU's ring, 16 bytes each: a power of two, and more than KVM keeps in reserve."""
 RING_CAPABILITIES = ("KVM_CAP_DIRTY_LOG_RING_ACQ_REL", "KVM_CAP_DIRTY_LOG_RING")

@@ -10,7 +10,7 @@ import msgspec
 
 from pyvmm.devices.state import decode_fields
 from pyvmm.errors import HostError, SectionError, StateError
-from pyvmm.machine.device_config import NetConfig
+from pyvmm.machine.device_config import has_card
 from pyvmm.machine.machine import Machine
 from pyvmm.machine.run_state import RunState
 from pyvmm.migration.announcer import Announcer
@@ -33,11 +33,6 @@ REHEARSALS = 2
 """The first makes what is made once; the second finds it."""
 
 
-def has_cards(machine: Machine) -> bool:
-    """Whether what is about networks has to be imported."""
-    return any(isinstance(device, NetConfig) for device in machine.config.devices)
-
-
 class LiveMachine:
     """Everything here runs on the machine's loop, but for the attributes."""
 
@@ -56,7 +51,7 @@ class LiveMachine:
 
     def cards(self) -> tuple[MovingCard, ...]:
         """For :meth:`expect_cards` of the other side."""
-        if not has_cards(self._machine):
+        if not has_card(self._machine.config.devices):  # what is about networks need not be imported
             return ()
         from pyvmm.machine.network_leases import cards_of
 
@@ -138,7 +133,7 @@ class LiveMachine:
 
     def expect_cards(self, cards: tuple[MovingCard, ...]) -> None:
         """Have the leases of a guest with these cards. ConfigError, HostError."""
-        if cards or has_cards(self._machine):
+        if cards or has_card(self._machine.config.devices):
             from pyvmm.machine.network_leases import expect_cards
 
             expect_cards(self._machine, cards)

@@ -173,9 +173,8 @@ def load_snapshot(
     """A new machine that stands where the saved one stood; ``run`` lets it go on.
 
     ``adapt`` changes what may differ (name, serial line, timeout...); ``quirks`` are this host's, ``None``: as its
-    profile says. Raises ImageError naming what is wrong with the
-    file, SectionError what does not fit this host or pyvmm, or what building a machine raises; nothing is left open
-    then. ``verify`` reads all RAM to check its CRC.
+    profile says. Raises ImageError naming what is wrong with the file, SectionError what does not fit this host or
+    pyvmm, or what building a machine raises; nothing is left open then. ``verify`` reads all RAM to check its CRC.
     """
     with SnapshotChain(path) as chain:
         config = adapt(config_of(chain.top))

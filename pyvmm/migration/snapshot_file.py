@@ -13,10 +13,10 @@
                +--------------------------------------------------------------+
 
 A differential snapshot (snapshot_chain.py) has holes also where nothing differs from its base; a compressed one
-(snapshot_zstd.py) has records instead of pages. Otherwise RAM is mapped, not
-read: a guest of any size starts at once and gets its pages as it uses them. So its CRC is checked only when somebody
-asks for it (``pyvmm snapshot info --verify``); the rest always is, and so is the file's length. A file appears under
-its name whole or not at all, and is never changed afterwards.
+(snapshot_zstd.py) has records instead of pages, and is read whole. Otherwise RAM is mapped, not read: a guest of any
+size starts at once and gets its pages as it uses them. So its CRC is checked only when somebody asks for it (``pyvmm
+snapshot info --verify``); the rest always is, and so is the file's length. A file appears under its name whole or not
+at all, and is never changed afterwards.
 """
 
 from __future__ import annotations

@@ -6,13 +6,14 @@ import contextlib
 import http.client
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.framework.migrating import free_port
 
 START = 30.0
 """Seconds until it answers."""
@@ -25,7 +26,7 @@ class Etcd:
         program = shutil.which("etcd")
         if program is None:
             pytest.fail("etcd is not installed: apt-get install etcd-server", pytrace=False)
-        self.port, peer = _free_port(), _free_port()
+        self.port, peer = free_port(), free_port()
         self.address = f"127.0.0.1:{self.port}"
         client, between = f"http://{self.address}", f"http://127.0.0.1:{peer}"
         command = ["setpriv", "--pdeathsig", "KILL", program, "--data-dir", str(folder / "etcd"), "--name", "one"]
@@ -59,13 +60,6 @@ class Etcd:
     def end(self) -> None:
         self.process.kill()
         self.process.wait(10)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextlib.contextmanager

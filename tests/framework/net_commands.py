@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
 from pyvmm.net.networks import list_networks
 from tests.framework.processes import PYVMM, REPOSITORY
-from tests.framework.topology import Namespace
+from tests.framework.topology import Namespace, namespace
 
 _HOLDER = """
 import sys, time
@@ -53,6 +55,19 @@ def networks(space: Namespace) -> dict[str, Any]:
     """The same from this process: half a second faster."""
     listed = msgspec.json.decode(msgspec.json.encode(space.call(list_networks)))
     return {network["name"]: network for network in listed}
+
+
+def standing(space: Namespace) -> dict[str, tuple[str, str, str]]:
+    """VM of the network "demo" -> (state, address, MAC address)."""
+    return {vm["vm"]: (vm["state"], vm["address"], vm["mac"]) for vm in networks(space)["demo"]["vms"]}
+
+
+@contextlib.contextmanager
+def demo_host() -> Iterator[Namespace]:
+    """A namespace in which the network "demo" is up."""
+    with namespace("host") as space:
+        net(space, "up", "demo")
+        yield space
 
 
 class LeaseHolder:

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from pyvmm.errors import KvmError, StateError
+from pyvmm.host.dirty_log import Method
 from pyvmm.kvm.vm import Vm
 from pyvmm.machine.builder import build_machine, install_kick_signal
 from pyvmm.machine.config import MachineConfig
-from pyvmm.machine.dirty_tracker import Method, prepare_dirty_log
+from pyvmm.machine.dirty_tracker import prepare_dirty_log
 from pyvmm.machine.machine import Machine
 
 pytestmark = pytest.mark.kvm

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.framework.migrating import Side
-from tests.framework.net_commands import LeaseHolder, net, networks
+from tests.framework.net_commands import LeaseHolder, demo_host, standing
 from tests.framework.processes import REPOSITORY
-from tests.framework.topology import Namespace, namespace, wait_until
+from tests.framework.topology import Namespace, wait_until
 from tests.net.test_moving_leases import port_of
 
 pytestmark = [pytest.mark.net, pytest.mark.timeout(120)]
@@ -25,8 +25,7 @@ GUEST, MAC = "10.91.0.2", "52:54:00:00:00:07"
 
 @pytest.fixture
 def host() -> Iterator[Namespace]:
-    with namespace("host") as space:
-        net(space, "up", "demo")
+    with demo_host() as space:
         yield space
 
 
@@ -53,10 +52,6 @@ def echoed(client: socket.socket, word: bytes) -> None:
         except (TimeoutError, ConnectionRefusedError):
             continue
     raise AssertionError(f"{word!r} does not come back")
-
-
-def standing(host: Namespace) -> dict[str, tuple[str, str, str]]:
-    return {vm["vm"]: (vm["state"], vm["address"], vm["mac"]) for vm in networks(host)["demo"]["vms"]}
 
 
 def lost_carriers(host: Namespace) -> int:

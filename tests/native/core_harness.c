@@ -8,6 +8,7 @@
  */
 
 #include "core.h"
+#include "harness.h"
 
 #include <inttypes.h>
 #include <poll.h>
@@ -17,28 +18,6 @@
 #include <sys/eventfd.h>
 
 #define RING_ENTRIES ((PV_PAGE - sizeof(struct kvm_coalesced_mmio_ring)) / sizeof(struct kvm_coalesced_mmio))
-#define CHECK(condition) \
-	do { \
-		if (!(condition)) { \
-			fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
-			abort(); \
-		} \
-	} while (0)
-
-static uint64_t state;
-
-static uint64_t rnd(void) /* xorshift64*, Vigna 2014 */
-{
-	state ^= state >> 12;
-	state ^= state << 25;
-	state ^= state >> 27;
-	return state * 0x2545f4914f6cdd1dull;
-}
-
-static uint64_t below(uint64_t limit)
-{
-	return rnd() % limit;
-}
 
 /* -- guest addresses and page tables ------------------------------------------------------------ */
 
@@ -115,7 +94,7 @@ static uint64_t model_walk(uint64_t cr3, int levels, uint64_t gva, uint64_t *gpa
 	return 0;
 }
 
-static void memory(uint64_t rounds)
+static void address_rounds(uint64_t rounds)
 {
 	struct pv_vm *vm = pv_vm_new();
 	uint64_t dirty[REGIONS] = {0};
@@ -333,7 +312,7 @@ int main(int argc, char **argv)
 	state = strtoull(argv[2], NULL, 0) * 2 + 1;
 	uint64_t rounds = strtoull(argv[3], NULL, 0);
 	if (!strcmp(argv[1], "memory"))
-		memory(rounds);
+		address_rounds(rounds);
 	else if (!strcmp(argv[1], "ring"))
 		ring(rounds);
 	else if (!strcmp(argv[1], "sinks"))

@@ -9,6 +9,7 @@
  * In the second part another thread scribbles over memory all the while; there only the sanitizers judge.
  */
 #include "net_pump.h"
+#include "harness.h"
 
 #include <fcntl.h>
 #include <stdio.h>
@@ -26,29 +27,8 @@ static const uint64_t gpas[REGIONS] = {0, REGION_SIZE, 0 - REGION_SIZE};
 static uint8_t *ram[REGIONS], *before[REGIONS];
 static uint64_t *dirty[REGIONS];
 static struct pv_vm *vm;
-static uint64_t random_state;
 static struct pv_net_counters sum;
 static unsigned broken, lost, offloaded, filtered_frames;
-
-#define CHECK(condition) do { \
-	if (!(condition)) { \
-		fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
-		abort(); \
-	} \
-} while (0)
-
-static uint64_t random_64(void) /* xorshift64* (Vigna 2016) */
-{
-	random_state ^= random_state >> 12;
-	random_state ^= random_state << 25;
-	random_state ^= random_state >> 27;
-	return random_state * 0x2545f4914f6cdd1dull;
-}
-
-static uint64_t below(uint64_t limit)
-{
-	return random_64() % limit;
-}
 
 static uint32_t some_length(void)
 {
@@ -63,7 +43,7 @@ static void put_desc(uint8_t *table, uint32_t index, uint32_t entries, bool writ
 	uint32_t len = some_length();
 	uint16_t flags = (uint16_t)((write ? 2 : 0) | (below(3) ? 0 : 1)), next = (uint16_t)below(entries);
 	if (!below(60))
-		addr = random_64();
+		addr = rnd();
 	if (!below(60))
 		flags = (uint16_t)below(8);
 	memcpy(table + index * 16, &addr, 8);
@@ -78,7 +58,7 @@ static void fill_memory(void)
 	for (unsigned r = 0; r < REGIONS; r++)
 		for (uint64_t at = 0; at < REGION_SIZE; at += 4) {
 			static const uint32_t words[] = {0, 1, 0x00360101, 0x00360401, 0x000005a8, 0x00100022, 0x22, 0x10};
-			uint32_t word = below(3) ? words[below(8)] : (uint32_t)random_64();
+			uint32_t word = below(3) ? words[below(8)] : (uint32_t)rnd();
 			memcpy(ram[r] + at, &word, 4);
 		}
 }
@@ -88,12 +68,12 @@ static void make_ring(struct pv_queue *q, uint64_t at, bool write)
 	uint16_t size = (uint16_t)(1u << below(7)), ahead;
 	CHECK(pv_queue_start(q, vm, size, at, at + 0x1000, at + 0x2000, (int)below(2), below(3) == 0) == 0);
 	for (uint32_t i = 0; i < size; i++) {
-		uint16_t head = (uint16_t)(below(100) ? below(size) : random_64());
+		uint16_t head = (uint16_t)(below(100) ? below(size) : rnd());
 		put_desc(ram[0] + at, i, size, write);
 		memcpy(ram[0] + at + 0x1004 + 2 * i, &head, 2);
 	}
 	q->next_avail = q->next_used = q->notified = (uint16_t)(0 - below(40));
-	ahead = (uint16_t)(q->next_avail + (below(30) ? below(size + 1u) : random_64()));
+	ahead = (uint16_t)(q->next_avail + (below(30) ? below(size + 1u) : rnd()));
 	memset(ram[0] + at + 0x1000, 0, 2);
 	memcpy(ram[0] + at + 0x1002, &ahead, 2);
 	memcpy(ram[0] + at + 0x2002, &q->next_used, 2);
@@ -104,14 +84,14 @@ static void peer_sends(int fd, bool packets)
 	static uint8_t data[80000];
 	for (unsigned i = (unsigned)below(20); i; i--) { /* a frame or nonsense */
 		uint32_t length = below(4) ? (uint32_t)below(1500) : (uint32_t)below(70000);
-		memset(data, (int)random_64(), 24);
+		memset(data, (int)rnd(), 24);
 		if (packets) {
 			memset(data, 0, below(12));
 			if (send(fd, data, 12 + length % 65600, MSG_DONTWAIT | MSG_NOSIGNAL) < 0)
 				return;
 			continue;
 		}
-		uint32_t prefix = __builtin_bswap32(below(60) ? length % 65600 + 1 : (uint32_t)random_64());
+		uint32_t prefix = __builtin_bswap32(below(60) ? length % 65600 + 1 : (uint32_t)rnd());
 		memcpy(data, &prefix, 4);
 		length = length % 65600 + 5;
 		if (!below(40))
@@ -237,7 +217,7 @@ static void *scribble(void *unused)
 int main(int argc, char **argv)
 {
 	CHECK(argc == 4);
-	random_state = strtoull(argv[1], NULL, 0) * 2 + 1;
+	state = strtoull(argv[1], NULL, 0) * 2 + 1;
 	unsigned rounds = (unsigned)atoi(argv[2]), races = (unsigned)atoi(argv[3]);
 	vm = calloc(1, sizeof(*vm));
 	vm->region_count = REGIONS;

@@ -8,6 +8,7 @@
  * In the second part another thread scribbles over the ring all the while; there only the sanitizers judge.
  */
 #include "virtqueue.h"
+#include "harness.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,29 +24,7 @@ static uint8_t *ram[REGIONS], *before[REGIONS], *allowed[REGIONS];
 static uint64_t *dirty[REGIONS];
 static struct pv_vm *vm;
 static struct pv_chain *chains;
-static uint64_t random_state;
 static unsigned results[16], taken;
-
-#define CHECK(condition) do { \
-	if (!(condition)) { \
-		fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
-		abort(); \
-	} \
-} while (0)
-
-static uint64_t random_64(void)
-{
-	/* xorshift64* (Marsaglia 2003; Vigna 2016) */
-	random_state ^= random_state >> 12;
-	random_state ^= random_state << 25;
-	random_state ^= random_state >> 27;
-	return random_state * 0x2545f4914f6cdd1dull;
-}
-
-static uint64_t below(uint64_t limit)
-{
-	return random_64() % limit;
-}
 
 static uint64_t some_address(void)
 {
@@ -55,7 +34,7 @@ static uint64_t some_address(void)
 	case 0:
 		return edges[below(7)];
 	case 1:
-		return random_64();
+		return rnd();
 	case 2:
 		return region + REGION_SIZE - below(20);
 	case 3:
@@ -81,8 +60,8 @@ static void put_desc(uint8_t *table, uint32_t index, uint32_t entries)
 		len = 16 * (uint32_t)below(6) + !below(10);
 	}
 	if (!below(20)) {
-		flags = (uint16_t)random_64();
-		next = (uint16_t)random_64();
+		flags = (uint16_t)rnd();
+		next = (uint16_t)rnd();
 	}
 	memcpy(table + index * 16, &addr, 8);
 	memcpy(table + index * 16 + 8, &len, 4);
@@ -122,12 +101,12 @@ static struct ring make_ring(struct pv_queue *q)
 	CHECK(result == 0);
 	for (uint32_t i = 0; i < r.size; i++) {
 		put_desc(ram[r.region] + r.desc, i, r.size);
-		put_16(&r, r.avail + 4 + 2 * i, (uint16_t)(below(30) ? below(r.size) : random_64()));
+		put_16(&r, r.avail + 4 + 2 * i, (uint16_t)(below(30) ? below(r.size) : rnd()));
 	}
 	/* Anywhere in the 16 bits, and most often just before they wrap around. */
 	q->next_avail = q->next_used = q->notified = (uint16_t)(0 - below(40));
 	put_16(&r, r.avail, (uint16_t)below(2));
-	put_16(&r, r.avail + 2, (uint16_t)(q->next_avail + (below(20) ? below(r.size + 1u) : random_64())));
+	put_16(&r, r.avail + 2, (uint16_t)(q->next_avail + (below(20) ? below(r.size + 1u) : rnd())));
 	put_16(&r, r.avail + 4 + 2 * r.size, (uint16_t)(q->next_avail + below(4)));
 	return r;
 }
@@ -157,7 +136,7 @@ static void serve(struct pv_queue *q, struct pv_chain *chain, bool note)
 		note_segments(chain);
 	uint64_t read = pv_chain_read(chain, below(100), data, below(sizeof(data)));
 	CHECK(read <= chain->readable_bytes);
-	memset(data, (int)random_64(), sizeof(data));
+	memset(data, (int)rnd(), sizeof(data));
 	uint64_t room = chain->writable_bytes < sizeof(data) ? chain->writable_bytes : sizeof(data);
 	uint32_t written = (uint32_t)(room ? below(room + 1) : 0);
 	CHECK(pv_chain_write(q, chain, 0, data, written) == written);
@@ -266,7 +245,7 @@ static void race(void)
 int main(int argc, char **argv)
 {
 	CHECK(argc == 4);
-	random_state = strtoull(argv[1], NULL, 0) * 2 + 1;
+	state = strtoull(argv[1], NULL, 0) * 2 + 1;
 	unsigned rounds = (unsigned)atoi(argv[2]), races = (unsigned)atoi(argv[3]);
 	vm = calloc(1, sizeof(*vm));
 	chains = calloc(4, sizeof(*chains));

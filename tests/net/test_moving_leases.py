@@ -15,7 +15,7 @@ from pyvmm.net.leases import Lease, await_guest, join
 from pyvmm.net.links import find_link, learned_addresses, open_route
 from pyvmm.net.mac import parse_mac
 from pyvmm.net.tap import HEADER_SIZE, Tap
-from tests.framework.net_commands import net, net_refused, networks
+from tests.framework.net_commands import demo_host, net, net_refused, standing
 from tests.framework.topology import Namespace, namespace, wait_until
 
 MAC = "52:00:00:00:00:09"
@@ -23,8 +23,7 @@ MAC = "52:00:00:00:00:09"
 
 @pytest.fixture
 def host() -> Iterator[Namespace]:
-    with namespace("host") as space:
-        net(space, "up", "demo")
+    with demo_host() as space:
         yield space
 
 
@@ -38,11 +37,6 @@ def source(host: Namespace) -> Iterator[Lease]:
 def target(host: Namespace, source: Lease) -> Iterator[Lease]:
     with host.call(lambda: await_guest("demo", "next")) as lease:
         yield lease
-
-
-def standing(space: Namespace) -> dict[str, tuple[str, str, str]]:
-    """VM -> (state, address, MAC address)."""
-    return {vm["vm"]: (vm["state"], vm["address"], vm["mac"]) for vm in networks(space)["demo"]["vms"]}
 
 
 def card_of(lease: Lease) -> MovingCard:

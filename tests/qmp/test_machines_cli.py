@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.framework.migrating import free_port
 from tests.framework.processes import Running, pyvmm, refused
 from tests.framework.real_mode import COUNT_FOREVER, SPIN, image
 from tests.qmp.conftest import QmpMachine
@@ -136,9 +137,7 @@ def test_endpoints_that_cannot_be(tmp_path: Path, options: list[str]) -> None:
 
 
 def test_two_monitors_and_tcp(machine_with_qmp: Start, tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     machine = machine_with_qmp(SPIN, "--qmp", f"tcp:127.0.0.1:{port}", "--qmp", f"unix:{tmp_path}/third")
     assert "running" in done("status", f"tcp:127.0.0.1:{port}")
     with machine.client() as first:
