@@ -7,6 +7,7 @@ as files. The machine never outlives this process: QEMU gets SIGKILL when its pa
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import shutil
 import stat
@@ -117,6 +118,15 @@ def run_in_labs(commands: list[str], work: Path, deadline: float, interactive: b
         project.unlink()
 
 
+def shell_setup() -> str:
+    """What a command in the lab finds: the checkout, its Python, and in which form the lab runs (selection.py)."""
+    venv, form = Path(sys.prefix) / "bin", os.environ.get("PYVMM_LAB", "")
+    return (
+        f"cd {shlex.quote(str(REPOSITORY))}\n"
+        f"export PATH={shlex.quote(str(venv))}:$PATH PYVMM_IN_LAB=1 PYVMM_LAB={shlex.quote(form)}\n"
+    )
+
+
 class _RunningLab:
     """A started QEMU and its files."""
 
@@ -126,9 +136,7 @@ class _RunningLab:
         self.results, self.initramfs = folder / "results.tar", folder / "initramfs"
         with self.results.open("wb") as empty:
             empty.truncate(RESULTS_SIZE)
-        venv = Path(sys.prefix) / "bin"
-        setup = f"cd {shlex.quote(str(REPOSITORY))}\nexport PATH={shlex.quote(str(venv))}:$PATH PYVMM_IN_LAB=1\n"
-        self.initramfs.write_bytes(initramfs(kernel, setup + command + "\n"))
+        self.initramfs.write_bytes(initramfs(kernel, shell_setup() + command + "\n"))
         (folder / "output.log").touch()
         (folder / "console.log").touch()
         self.started = time.monotonic()

@@ -10,6 +10,7 @@ import pytest
 
 from tests.lab.debian_kernel import load_order
 from tests.lab.inside import files_of
+from tests.lab.nested_host import shell_setup
 from tests.lab.outcomes import read_outcomes
 from tests.lab.root_images import FileList, package_closure
 from tests.lab.selection import FOLDERS, NOT_IN_LAB, TESTS, TOO_LONG, test_functions
@@ -96,3 +97,13 @@ def test_packages_come_with_what_they_depend_on() -> None:
 def test_several_labs_share_the_files_and_leave_none_out(labs: int) -> None:
     dealt = [file for number in range(labs) for file in files_of(number, labs)]
     assert sorted(dealt) == sorted(files_of(0, 1)) and len(set(dealt)) == len(dealt) > labs
+
+
+@pytest.mark.parametrize("form", ["", "long"])
+def test_the_long_form_is_long_inside_too(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYVMM_LAB", form)
+    setup = shell_setup()
+    inside = ["sh", "-c", setup + "python -c 'from tests.lab.selection import long_form; print(long_form())'"]
+    environment = {"PATH": "/usr/bin:/bin"}  # nothing of this machine's gets there by itself
+    done = subprocess.run(inside, capture_output=True, text=True, timeout=60, check=True, env=environment)
+    assert done.stdout == f"{form == 'long'}\n"
