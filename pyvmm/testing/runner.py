@@ -69,7 +69,9 @@ class Runner:
             output, error, killed = self._communicate(command, job.timeout + GRACE)
             seconds = time.monotonic() - started
             said = _read_report(report)
-        if said is not None:
+        if said is not None and said.get("kind") == "refused":  # a report without a run: it has no more to say
+            result = Result(job.name, "refused", str(said.get("reason", "")), seconds)
+        elif said is not None:
             result = judge(job.name, said["kind"], said["guest_value"], said["reason"], output, seconds)
         elif killed:
             result = judge(job.name, "timeout", None, "pyvmm did not end in time and was killed", output, seconds)
