@@ -153,6 +153,9 @@ class Vcpu(KvmFd):
         """Pending and injected exceptions, interrupts, NMIs."""
         raw = ffi.new("struct kvm_vcpu_events *")
         self.ioctl("KVM_GET_VCPU_EVENTS", raw)
+        if raw.exception.injected and not raw.flags & lib.KVM_VCPUEVENT_VALID_PAYLOAD:
+            # One that is pending is told as injected, too (api.rst, 4.31), and setting it makes it that.
+            raw.exception.pending = 0
         return VcpuEvents(**{name: _follow(raw, path) for name, path in _EVENT_PATHS.items()})
 
     def set_events(self, events: VcpuEvents) -> None:

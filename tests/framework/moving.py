@@ -30,7 +30,7 @@ def twin_of(machine: Machine, config: MachineConfig | None = None) -> Machine:
         stream = encode_sections(save_machine(machine))
         copy_ram(machine.memory, twin.memory)
         mismatches = load_machine(twin, decode_sections(stream))
-        assert mismatches == []
+        assert mismatches == [], mismatches
     except BaseException:
         twin.close()
         raise
