@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pyvmm import __version__
+from pyvmm.cli.colo_options import add_colo_options, colo_config_of, set_up_colo
 from pyvmm.cli.device_options import add_device_options
 from pyvmm.cli.messages import complain
 from pyvmm.cli.migration_options import add_migration_options, take_guest_in
@@ -39,6 +40,7 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     add("--no-acpi", action="store_true", help="do not hand ACPI tables to the guest")
     add_device_options(parser)
     add_migration_options(parser)
+    add_colo_options(parser)
     add_run_options(parser)
     add("--quirks", metavar="auto|none|LIST", default="auto",
         help=f"work-arounds for odd hosts: auto (default), none, or some of {','.join(QUIRKS)}")  # fmt: skip
@@ -144,10 +146,13 @@ def _run(
     report_path: str | None = args.report
     if report_path is not None:
         _check_writable(report_path)
+    colo = colo_config_of(args) if hasattr(args, "colo") else None
     install_kick_signal()
     with (build or build_machine)(config, quirks) as machine, contextlib.ExitStack() as outputs:
-        if endpoints or config.incoming:
+        if endpoints or config.incoming or colo is not None:
             monitor = outputs.enter_context(Monitor(machine, endpoints))
+            if colo is not None:
+                set_up_colo(monitor, colo, args)
             if config.incoming:
                 take_guest_in(monitor, args)
         further = prepare(machine) if prepare is not None else None
@@ -172,7 +177,7 @@ def _run(
             if (config.serial == "stdio" or further is not None) and ending.kind not in ("quit", "timeout"):
                 # As with any program in a pipe, its reader may take its time; until somebody loses patience.
                 while not flushed(0.1) and not signalled:
-                    pass
+                    machine.loop.run_once(0.0)  # a replication may have something to finish
                 ending = signalled[0] if signalled else ending
             else:
                 flushed(FLUSH_DEADLINE)

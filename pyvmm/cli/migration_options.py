@@ -42,7 +42,7 @@ def resolve_dirty_log(chosen: str, memory: int) -> Method:
 def is_incoming(args: argparse.Namespace) -> bool:
     """Whether a guest is expected. ConfigError: the URI is none, or options do not go together."""
     if args.incoming is None:
-        if args.tls_creds is not None:
+        if args.tls_creds is not None and args.colo is None:
             raise ConfigError("--tls-creds goes with --incoming; a source is told by pyvmm migrate --tls-creds")
         return False
     from pyvmm.migration.manager import check_incoming

@@ -52,6 +52,7 @@ T = trace_group("machine")
 ACPI_S5 = 5
 _ENDS_FROM_OUTSIDE = frozenset({"quit", "timeout"})
 """These end the process, too, when ``no_shutdown`` keeps it after the guest's own end."""
+_NOT_THE_GUESTS = _ENDS_FROM_OUTSIDE | {"incoming-failed", "vcpu-error"}
 
 
 class Machine:
@@ -93,6 +94,10 @@ class Machine:
         self.observers = Observers()
         self.power_button: Callable[[], None] = lambda: None
         self.image_loaded: Callable[[], None] = lambda: None
+        self.shadow: Callable[[Callable[[], None]], None] | None = None
+        """Set while the guest lives elsewhere and this is its replica: given what would end or reset the machine.
+        What the replica does is not what the guest did, so it only stands still then, until it is put right.
+        """
         self.resets = 0
         self.started_at = 0.0
         self.power_on_state: PowerOnState
@@ -292,7 +297,23 @@ class Machine:
             raise StateError("the machine's loop was stopped before the guest ended")
         return self.ending
 
+    @property
+    def requests_pending(self) -> bool:
+        """Whether something the guest asked for is still to be carried out by the loop: it is in no state yet."""
+        return self._requests > 0
+
+    def _put_off(self, what: Callable[[], None]) -> bool:
+        """Whether this is a replica, which neither ends nor resets by itself."""
+        if self.shadow is None:
+            return False
+        if self.run_state is RunState.RUNNING:
+            self.pause(RunState.COLO)
+        self.shadow(what)
+        return True
+
     def _end(self, ending: Ending) -> None:
+        if ending.kind not in _NOT_THE_GUESTS and self._put_off(lambda: self.request_end(ending)):
+            return
         if self.ending is not None:
             if self.config.no_shutdown and ending.kind in _ENDS_FROM_OUTSIDE:
                 self.observers.ended(ending)  # the guest's own end stays what counts
@@ -322,6 +343,8 @@ class Machine:
 
     def _reset(self, source: str, life: int, by_guest: bool) -> None:
         revived = self.ending is not None
+        if self._put_off(lambda: self.request_reset(source, by_guest=by_guest)):
+            return
         if life != self.resets or (revived and (by_guest or not self.config.no_shutdown)):
             return
         if self.config.no_reboot and not revived:

@@ -19,6 +19,8 @@ class RunState(enum.Enum):
     RUNNING = "running"
     PAUSED = "paused"
     """All vCPUs are parked between two instructions; state may be read and written."""
+    COLO = "colo"
+    """Stands still for a checkpoint, or because its guest runs elsewhere and this is its replica."""
     INMIGRATE = "inmigrate"
     """Waits for a guest from elsewhere."""
     POSTMIGRATE = "postmigrate"
@@ -33,11 +35,21 @@ class RunState(enum.Enum):
 
 _LEGAL: dict[RunState, frozenset[RunState]] = {
     RunState.PRELAUNCH: frozenset({RunState.RUNNING, RunState.PAUSED, RunState.INMIGRATE, RunState.SHUTDOWN}),
-    RunState.INMIGRATE: frozenset({RunState.RUNNING, RunState.PAUSED, RunState.SHUTDOWN}),
+    RunState.INMIGRATE: frozenset({RunState.RUNNING, RunState.PAUSED, RunState.SHUTDOWN, RunState.COLO}),
+    RunState.COLO: frozenset(
+        {
+            RunState.RUNNING,
+            RunState.PAUSED,
+            RunState.PRELAUNCH,
+            RunState.SHUTDOWN,
+            RunState.GUEST_PANICKED,
+            RunState.INTERNAL_ERROR,
+        }
+    ),
     # By hand, if its owner knows that nobody else has it.
     RunState.POSTMIGRATE: frozenset({RunState.RUNNING, RunState.PAUSED, RunState.SHUTDOWN, RunState.PRELAUNCH}),
     RunState.RUNNING: frozenset(
-        {RunState.PAUSED, RunState.SHUTDOWN, RunState.GUEST_PANICKED, RunState.INTERNAL_ERROR}
+        {RunState.PAUSED, RunState.COLO, RunState.SHUTDOWN, RunState.GUEST_PANICKED, RunState.INTERNAL_ERROR}
     ),
     RunState.PAUSED: frozenset(
         {

@@ -13,6 +13,7 @@ from typing import Protocol
 from pyvmm.errors import ConfigError
 from pyvmm.machine.console_output import FLUSH_DEADLINE, ConsoleOutput, OutputGate
 from pyvmm.machine.event_loop import EventLoop
+from pyvmm.machine.output_hold import OutputHold
 from pyvmm.machine.unix_listener import listen_unix
 
 _READ = 4096
@@ -35,6 +36,8 @@ class SerialBackend:
     def __init__(self, loop: EventLoop, fd: int | None, *, own_fd: bool = False) -> None:
         self.gate = OutputGate()
         """Where vCPUs wait while output is full."""
+        self.hold = OutputHold(self._let_out)
+        """What is put before the world: not all of it at once, for a guest that is protected."""
         self._loop = loop
         self._output = None if fd is None else ConsoleOutput(fd, self.gate, own_fd=own_fd)
         self._serial: InputTaker | None = None
@@ -50,6 +53,9 @@ class SerialBackend:
 
     def output(self, data: bytes) -> None:
         """What the guest sends."""
+        self.hold.put(data)
+
+    def _let_out(self, data: bytes) -> None:
         if self.observe is not None:
             self.observe(data)
         output = self._output  # the loop's thread may take it away meanwhile (a client that disconnects)
@@ -78,6 +84,8 @@ class SerialBackend:
 
     def flush(self, seconds: float = FLUSH_DEADLINE) -> bool:
         """Wait until all output is out, as :meth:`ConsoleOutput.flush` does."""
+        if not self.hold.wait_empty(seconds):
+            return False
         output = self._output
         return output is None or output.flush(seconds)
 

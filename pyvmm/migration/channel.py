@@ -34,6 +34,7 @@ FRAME_MAX = 16 << 20
 JOINED = 64 << 10
 """Bytes below which a payload is sent together with its head."""
 BACKLOG = 1
+BACKLOG_SEVERAL = 8
 POLL = 0.2
 """Seconds between looks at whether to go on waiting for a connection."""
 
@@ -46,6 +47,7 @@ class Channel:
 
     def __init__(self, sock: socket.socket, *, stall: float) -> None:
         self._socket = sock
+        self._detached = False
         self._sent = self._received = 0
         self.bytes_sent = 0
         self.stall = stall
@@ -106,14 +108,22 @@ class Channel:
             raise ChannelError(f"the connection broke: {error.strerror or error}") from None
         return buffer
 
+    def detach(self) -> socket.socket:
+        """The socket, for another protocol; the channel is of no use any more. Nothing may be under way on it."""
+        self._detached = True
+        return self._socket
+
     def abort(self) -> None:
         """From any thread: make whoever sends or receives fail at once."""
+        if self._detached:
+            return
         with contextlib.suppress(OSError):  # it is gone already
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Give the socket back."""
-        self._socket.close()
+        """Give the socket back, unless it was detached."""
+        if not self._detached:
+            self._socket.close()
 
 
 def _checksum(head: bytes | memoryview, payload: memoryview) -> int:
@@ -162,11 +172,12 @@ def _connect(uri: str, timeout: float) -> socket.socket:
 
 
 class Listener:
-    """Waits for one connection at ``uri``; owns its socket, and a unix socket's file."""
+    """Waits for one connection at ``uri``, or for ``several``; owns its socket, and a unix socket's file."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, *, several: bool = False) -> None:
         family, address = parse_uri(uri)
         self.uri = uri
+        self._several = several
         self._path: str | None = None
         self._adopted: socket.socket | None = None
         self._socket: socket.socket | None = None
@@ -181,7 +192,7 @@ class Listener:
             else:
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self._socket.bind(target)
-            self._socket.listen(BACKLOG)
+            self._socket.listen(BACKLOG_SEVERAL if several else BACKLOG)
         except OSError as error:
             self._socket.close()
             raise ConfigError(f"cannot listen at {uri}: {error.strerror}") from None
@@ -210,7 +221,9 @@ class Listener:
         return None
 
     def accept(self, *, timeout: float, stall: float, tls_creds: str = "") -> Channel:
-        """The first connection; nobody else is let in. ChannelError if none comes in time, or it fails TLS."""
+        """The next connection; after it nobody else is let in, unless several are. ChannelError if none comes in time,
+        or it fails TLS.
+        """
         sock = self._accept(timeout)
         sock.settimeout(stall)
         if tls_creds:
@@ -233,7 +246,8 @@ class Listener:
             sock, _ = self._socket.accept()
         except TimeoutError:
             raise ChannelError(f"nobody connected to {self.uri} for {timeout:g} s") from None
-        self.close()  # a second one is refused by the kernel
+        if not self._several:
+            self.close()  # a second one is refused by the kernel
         return sock
 
     def close(self) -> None:

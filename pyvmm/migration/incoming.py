@@ -25,6 +25,10 @@ from pyvmm.trace import trace_group
 T = trace_group("migration")
 
 R = TypeVar("R")
+Colo = Callable[[Channel, memoryview, Listener, Callable[[], None]], None]
+"""(channel, the primary's offer, where further connections come, what to call when it is a pair): is the secondary
+until the guest is this side's; PyvmmError if it never will be.
+"""
 
 LINGER = 10.0
 """Seconds that closing waits for the thread."""
@@ -69,6 +73,7 @@ class IncomingMigration:
         post: Callable[[Callable[[], None]], None],
         fail: Callable[[str], None],
         observe: Callable[[MigrationStatus], None] = lambda status: None,
+        colo: Colo | None = None,
     ) -> None:
         self.status = MigrationStatus.SETUP
         self.problem: str | None = None
@@ -78,6 +83,7 @@ class IncomingMigration:
         self._post = post
         self._fail = fail
         self._observe = observe
+        self._colo = colo
         self._channel: Channel | None = None
         self._closing = False
         self._thread = threading.Thread(target=self._main, name="migration-incoming", daemon=True)
@@ -131,6 +137,8 @@ class IncomingMigration:
             reason = f"internal error: {type(error).__name__}: {error}"
         else:
             return
+        finally:
+            self._listener.close()
         self.problem = reason
         T.migration_incoming.on and T.migration_incoming(f"failed: {reason}")
         self._change(MigrationStatus.FAILED)
@@ -163,13 +171,18 @@ class IncomingMigration:
         self._on_loop(lambda: target.expect_cards(hello.cards))
         send_struct(channel, Message.HELLO, Hello(VERSION, self._on_loop(target.describe)))
         receiver = RamReceiver(target.memory)
-        receive_ram(channel, receiver, until=Message.PREPARE)
+        kind, payload = receive_ram(channel, receiver, Message.PREPARE, Message.COLO)
+        if kind is Message.COLO:
+            if self._colo is None:
+                raise ChannelError("this pyvmm was not started with --colo secondary")
+            self._colo(channel, payload, self._listener, lambda: self._change(MigrationStatus.COLO))
+            return
         self._on_loop(target.rehearse)
         with without_collections():
             channel.send(Message.READY)
-            receive_ram(channel, receiver, until=Message.STANDSTILL)
+            receive_ram(channel, receiver, Message.STANDSTILL)
             self._on_loop(target.source_stands_still)
-            state = receive_ram(channel, receiver, until=Message.STATE)
+            state = receive_ram(channel, receiver, Message.STATE)[1]
             self._take_state(channel, receiver, state)
 
     def _take_state(self, channel: Channel, receiver: RamReceiver, payload: memoryview) -> None:
@@ -190,11 +203,11 @@ class IncomingMigration:
         self._target.take_over(running)
 
 
-def receive_ram(channel: Channel, receiver: RamReceiver, *, until: Message) -> memoryview:
-    """Put memory in place until the frame ``until`` comes; its payload. ChannelError."""
+def receive_ram(channel: Channel, receiver: RamReceiver, *until: Message) -> tuple[Message, memoryview]:
+    """Put memory in place until one of the frames ``until`` comes; which, and its payload. ChannelError."""
     while True:
-        kind, payload = expect(channel, Message.RAM, Message.PASS, until)
-        if kind is until:
-            return payload
+        kind, payload = expect(channel, Message.RAM, Message.PASS, *until)
+        if kind in until:
+            return kind, payload
         if kind is Message.RAM:
             receiver.take(payload)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from pyvmm.errors import ConfigError, DeadlineError, StateError
 from pyvmm.machine.ending import Ending
 from pyvmm.machine.machine import Machine
 from pyvmm.machine.observer import MachineObserver
 from pyvmm.machine.run_state import RunState
-from pyvmm.migration.channel import Listener, parse_uri
+from pyvmm.migration.channel import Channel, Listener, parse_uri
 from pyvmm.migration.dirty_rate import DirtyRateMeter
 from pyvmm.migration.incoming import IncomingMigration
 from pyvmm.migration.live_machine import LiveMachine
@@ -18,9 +19,38 @@ from pyvmm.migration.outgoing import OutgoingMigration
 from pyvmm.migration.parameters import Capabilities, MigrationStatus, Parameters
 
 CLOSE_DEADLINE = 12.0
+ENDED_DEADLINE = 5.0
+"""Seconds for telling a secondary that the guest has ended."""
 _TURN = 0.05
 INCOMING_FAILED = "incoming-failed"
 EXIT_INCOMING = 125
+ENDS_THE_PROCESS = frozenset({"quit", "vcpu-error", "colo-lost", INCOMING_FAILED})
+"""Endings that are not the guest's: protected, it lives on elsewhere."""
+
+
+class ColoHooks(Protocol):
+    """What COLO does for a machine that has it; given to the manager by who sets a machine up for it."""
+
+    def primary(self, channel: Channel, uri: str, entered: Callable[[], None]) -> None:
+        """See outgoing.Colo."""
+
+    def secondary(
+        self, channel: Channel, payload: memoryview, listener: Listener, entered: Callable[[], None]
+    ) -> None:
+        """See incoming.Colo."""
+
+    def give_up(self) -> None:
+        """From the loop: the guest is not to be protected any more."""
+
+    def guest_ended(self) -> None:
+        """From the loop: it ended by its own doing."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether the other side is still to be told that the guest has ended."""
+
+    def close(self) -> None:
+        """From the loop: this process ends, and the guest may live on elsewhere."""
 
 
 class MigrationManager(MachineObserver):
@@ -39,6 +69,7 @@ class MigrationManager(MachineObserver):
         self.capabilities = Capabilities()
         self.outgoing: OutgoingMigration | None = None
         self.incoming: IncomingMigration | None = None
+        self.colo: ColoHooks | None = None
         self.dirty_rate = DirtyRateMeter(machine.dirty, machine.loop)
         self._machine = machine
         self._live: LiveMachine | None = None
@@ -86,12 +117,15 @@ class MigrationManager(MachineObserver):
         self.outgoing = OutgoingMigration(
             self._live, uri, self.parameters, self.capabilities, post=machine.loop.post,
             observe=self._tell_status, observe_round=self._tell_round,
+            colo=self.colo.primary if self.colo is not None else None,
         )  # fmt: skip
         self.outgoing.start()
 
     def cancel(self) -> None:
-        """End the outgoing migration, if there is one that can be."""
-        if self.outgoing is not None:
+        """End the outgoing migration, or the protection, if there is one that can be."""
+        if self.colo is not None and self.status is MigrationStatus.COLO:
+            self.colo.give_up()
+        elif self.outgoing is not None:
             self.outgoing.cancel()
 
     def set_parameters(self, parameters: Parameters) -> None:
@@ -101,14 +135,18 @@ class MigrationManager(MachineObserver):
             self.outgoing.set_parameters(parameters)
 
     def set_capabilities(self, capabilities: Capabilities) -> None:
-        """What the next migration has. StateError while there is one."""
+        """What the next migration has. StateError while there is one, or for what this machine is not set up for."""
         self.refuse_while_under_way()
+        if capabilities.x_colo and self.colo is None:
+            raise StateError("COLO is not configured: start the machine with --colo primary --arbiter A")
         self.capabilities = capabilities
 
     def before_resume(self) -> None:
         """The guest is about to be let run by hand. StateError, HostError: it is not this machine's to run."""
         if self._machine.run_state is RunState.INMIGRATE:
             raise StateError("Guest is waiting for an incoming migration")
+        if self._machine.run_state is RunState.COLO:
+            raise StateError("Guest stands still for a checkpoint, or is a replica")
         if self.standing_still:
             raise StateError("the migration is about to hand the guest over; cancel it first (migrate_cancel)")
         if self._live is not None:
@@ -128,10 +166,10 @@ class MigrationManager(MachineObserver):
             raise StateError("The incoming migration has already been started")
         if not machine.config.incoming:
             raise StateError("'-incoming' was not specified on the command line")
-        listener = Listener(uri)
+        listener = Listener(uri, several=self.colo is not None)
         self.incoming = IncomingMigration(
             listener, self._make_live(), self.parameters, post=machine.loop.post, fail=self._incoming_failed,
-            observe=self._tell_status,
+            observe=self._tell_status, colo=self.colo.secondary if self.colo is not None else None,
         )  # fmt: skip
         self.incoming.start()
 
@@ -148,7 +186,12 @@ class MigrationManager(MachineObserver):
     def ended(self, ending: Ending) -> None:
         """There is nothing left to move."""
         self.dirty_rate.give_up()
-        self.cancel()
+        if self.colo is None or self.status is not MigrationStatus.COLO:
+            self.cancel()
+        elif ending.kind in ENDS_THE_PROCESS:
+            self.colo.close()
+        else:
+            self.colo.guest_ended()
 
     def close(self) -> None:
         """End what is under way, in the thread that ran the loop: what migrations ask of the loop is done here.
@@ -156,6 +199,11 @@ class MigrationManager(MachineObserver):
         DeadlineError if that does not work.
         """
         self.dirty_rate.give_up()
+        if self.colo is not None:
+            deadline = time.monotonic() + ENDED_DEADLINE
+            while self.colo.busy and time.monotonic() < deadline:
+                self._machine.loop.run_once(_TURN)
+            self.colo.close()
         self.cancel()
         if self.incoming is not None:
             self.incoming.give_up()

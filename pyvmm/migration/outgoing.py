@@ -33,6 +33,10 @@ FURTHER_ROUNDS = 4
 """Rounds at most that only make the standstill shorter."""
 
 R = TypeVar("R")
+Colo = Callable[[Channel, str, Callable[[], None]], None]
+"""(channel, URI, what to call when the other side has agreed): makes a pair and returns when it is over and the guest
+is this side's; PyvmmError if there never was one, or the guest is the other side's.
+"""
 
 
 class Source(Protocol):
@@ -89,6 +93,7 @@ class OutgoingMigration:
         post: Callable[[Callable[[], None]], None],
         observe: Callable[[MigrationStatus], None] = lambda status: None,
         observe_round: Callable[[int], None] = lambda number: None,
+        colo: Colo | None = None,
     ) -> None:
         self.uri = uri
         self.status = MigrationStatus.NONE
@@ -115,6 +120,7 @@ class OutgoingMigration:
         self._post = post
         self._observe = observe
         self._observe_round = observe_round
+        self._colo = colo if capabilities.x_colo else None
         self._channel: Channel | None = None
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._main, name="migration", daemon=True)
@@ -131,9 +137,9 @@ class OutgoingMigration:
         self._thread.start()
 
     def cancel(self) -> None:
-        """Give up soon; the guest goes on here. Too late once it was handed over; then nothing happens."""
+        """Give up soon; the guest goes on here. Nothing happens once it was handed over, or is protected."""
         with self._lock:
-            if not self.status.under_way or self._handed_over:
+            if not self.status.under_way or self.status is MigrationStatus.COLO or self._handed_over:
                 return
             self.status = MigrationStatus.CANCELLING
             channel = self._channel
@@ -215,6 +221,11 @@ class OutgoingMigration:
             )
             try:
                 self._send_rounds(sender)
+                if self._colo is not None:
+                    self._throttle.stop()
+                    self._colo(channel, self.uri, lambda: self._change(MigrationStatus.COLO))
+                    self._change(MigrationStatus.COMPLETED)
+                    return
                 with without_collections():
                     self._finish(channel, sender)
             finally:

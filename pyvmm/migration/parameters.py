@@ -6,12 +6,15 @@ Unknown names and values out of range are refused by name; nothing is set then.
 from __future__ import annotations
 
 import enum
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
 
 from pyvmm.errors import ConfigError
+
+CHECKPOINT_DELAY: Final = {"hybrid": 20_000, "periodic": 100}
+"""Milliseconds between two checkpoints, by mode."""
 
 
 class MigrationStatus(enum.Enum):
@@ -67,8 +70,19 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forb
     """A folder of credentials (``pyvmm certs``); empty: no TLS."""
     tls_hostname: str = ""
     """Name that the destination's certificate must have, if not the URI's host."""
+    x_checkpoint_delay: Annotated[int, Meta(ge=1, le=86_400_000)] | None = None
+    """Milliseconds between two checkpoints of a protected VM; None: what suits the mode."""
+    x_checkpoint_timeout: Annotated[int, Meta(ge=100, le=3_600_000)] = 5000
+    """Milliseconds that each wait within a checkpoint may take. pyvmm's own."""
+    x_colo_mode: Literal["hybrid", "periodic"] = "hybrid"
+    """Whether the secondary's guest runs, too. pyvmm's own."""
     x_stall_timeout: Annotated[int, Meta(ge=100, le=3_600_000)] = 10_000
     """How long the peer may do nothing before it counts as gone. pyvmm's own."""
+
+    @property
+    def checkpoint_delay(self) -> int:
+        """Milliseconds."""
+        return self.x_checkpoint_delay or CHECKPOINT_DELAY[self.x_colo_mode]
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):

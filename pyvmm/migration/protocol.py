@@ -24,6 +24,10 @@ Until it has sent ``go`` the source owns the guest: whatever fails before that, 
 and the destination ends with an error. From then on it never runs the guest by itself: if the connection breaks before
 ``running``, nobody can know from here whether the destination does, and two running copies would be worse than none.
 
+With the capability ``x-colo`` the two become a pair instead: in place of ``prepare`` comes ``colo``, and what follows
+is the checkpoint protocol (pyvmm/colo), which carries what is still to be sent. It is not known here: who begins a
+migration, or waits for one, is given what to call then.
+
 Frames are those of channel.py. ``description`` and ``sections`` are made and judged by machine_state.py.
 """
 
@@ -56,6 +60,7 @@ class Message(enum.IntEnum):
     PREPARE = 9
     READY = 10
     STANDSTILL = 11
+    COLO = 12
 
 
 class Hello(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -51,6 +51,13 @@ class MigrationPassData(QmpStruct):
     pass_: int = msgspec.field(name="pass")
 
 
+class ColoExitData(QmpStruct):
+    """Of COLO_EXIT. ``mode``: what this side was."""
+
+    mode: Literal["none", "primary", "secondary"]
+    reason: Literal["none", "request", "error", "processing"]
+
+
 EVENTS: dict[str, type[QmpStruct] | None] = {
     "STOP": None,
     "RESUME": None,
@@ -60,6 +67,7 @@ EVENTS: dict[str, type[QmpStruct] | None] = {
     "GUEST_PANICKED": GuestPanickedData,
     "MIGRATION": MigrationData,
     "MIGRATION_PASS": MigrationPassData,
+    "COLO_EXIT": ColoExitData,
 }
 
 _QUIT_REASONS = {"signal": "host-signal", "console": "host-ui", "qmp": "host-qmp-quit"}

@@ -17,6 +17,9 @@ from pyvmm.machine.observer import MachineObserver
 from pyvmm.qmp.endpoints import Endpoint
 
 if TYPE_CHECKING:
+    from pyvmm.colo.config import ColoConfig
+    from pyvmm.colo.protection import Protection
+    from pyvmm.colo.session import ExitReason, Role
     from pyvmm.machine.machine import Machine
     from pyvmm.migration.manager import MigrationManager
     from pyvmm.migration.parameters import MigrationStatus
@@ -39,6 +42,8 @@ class Monitor(MachineObserver):
         self._lock = threading.Lock()
         self._migration: MigrationManager | None = None
         self._migration_lock = threading.Lock()
+        self.protection: Protection | None = None
+        """Of a machine that is set up for COLO."""
         self._descriptors: dict[str, int] = {}
         self._thread = threading.Thread(target=self._main, name="qmp", daemon=True)
         machine.observers.add(self)
@@ -59,6 +64,15 @@ class Monitor(MachineObserver):
 
                 self._migration = MigrationManager(self.machine, self._migration_status, self._migration_round)
             return self._migration
+
+    def set_up_colo(self, config: ColoConfig) -> None:
+        """The machine is to be protected, or to be a replica. ConfigError: it has what cannot be."""
+        from pyvmm.colo.protection import Protection
+
+        self.protection = Protection(self.machine, self.migration, config, self._colo_exit)
+
+    def _colo_exit(self, role: Role, reason: ExitReason) -> None:
+        self.emit("COLO_EXIT", {"mode": role, "reason": reason})
 
     def _migration_status(self, status: MigrationStatus) -> None:
         if self.migration.capabilities.events:
@@ -94,6 +108,8 @@ class Monitor(MachineObserver):
         """End migrations, send what waits, with a deadline, and end. Called in the thread that ran the loop."""
         if self._migration is not None:
             self._migration.close()
+        if self.protection is not None:
+            self.protection.session.release()
         self._closing = True
         self.ring()
         self._thread.join(END_DEADLINE)

@@ -29,14 +29,13 @@ CapabilityName = Literal[
     "release-ram", "block", "return-path", "pause-before-switchover", "multifd", "dirty-bitmaps", "postcopy-blocktime",
     "late-block-activate", "x-ignore-shared", "validate-uuid", "background-snapshot", "zero-copy-send",
 ]  # fmt: skip
-SETTABLE = frozenset({"auto-converge", "zero-blocks", "compress", "events"})
+SETTABLE = frozenset({"auto-converge", "zero-blocks", "compress", "events", "x-colo"})
 ALWAYS = {"return-path": "the destination always answers", "late-block-activate": "disks are taken when the guest is"}
 NEVER: dict[str, str] = {
     "xbzrle": "pages are sent whole; compress has LZ4",
     "rdma-pin-all": "there is no RDMA",
     "postcopy-ram": "there is no post-copy",
     "postcopy-blocktime": "there is no post-copy",
-    "x-colo": "there is no COLO in this version",
     "release-ram": "it is for post-copy",
     "block": "disks are shared, not sent",
     "pause-before-switchover": "nothing is to be done by hand before the switch-over",
@@ -93,6 +92,9 @@ class MigrationParameters(QmpStruct):
     announce_step: Annotated[int, Meta(ge=0, le=10_000)] | None = None
     tls_creds: str | None = None
     tls_hostname: str | None = None
+    x_checkpoint_delay: Annotated[int, Meta(ge=1, le=86_400_000)] | None = None
+    x_checkpoint_timeout: Annotated[int, Meta(ge=100, le=3_600_000)] | None = None
+    x_colo_mode: Literal["hybrid", "periodic"] | None = None
     x_stall_timeout: Annotated[int, Meta(ge=100, le=3_600_000)] | None = None
 
 
@@ -214,7 +216,9 @@ def migrate_set_parameters(context: CommandContext, arguments: MigrationParamete
 @command("query-migrate-parameters", allow_oob=True)
 def query_migrate_parameters(context: CommandContext) -> MigrationParameters:
     """All."""
-    return msgspec.convert(msgspec.to_builtins(context.monitor.migration.parameters), MigrationParameters)
+    parameters = context.monitor.migration.parameters
+    shown = msgspec.structs.replace(parameters, x_checkpoint_delay=parameters.checkpoint_delay)
+    return msgspec.convert(msgspec.to_builtins(shown), MigrationParameters)
 
 
 @command("query-migrate", allow_oob=True)

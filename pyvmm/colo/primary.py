@@ -1,0 +1,237 @@
+"""The primary: checkpoint after checkpoint on the migration's thread, until one of the two is alone.
+
+The guest stands still only while its state is saved and the pages it wrote are copied (staging.py); they are sent while
+it runs on. Its output up to a checkpoint is let out when the secondary has all of that (periodic), or because both
+answered alike (hybrid).
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import select
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from pyvmm.colo.checkpoint import head_of, size_of, with_checksum
+from pyvmm.colo.config import check_plaintext
+from pyvmm.colo.heartbeat import Heartbeat
+from pyvmm.colo.links import TOKEN, VERSION, Answer, Offer, hello_of, open_link
+from pyvmm.colo.messages import Conversation, Message
+from pyvmm.colo.recording import FileRecorder
+from pyvmm.colo.replicated_machine import Copied, ReplicatedMachine
+from pyvmm.colo.session import CheckpointTimes, ColoSession, ExitReason
+from pyvmm.colo.staging import Staging
+from pyvmm.errors import ChannelError, PyvmmError, StateError
+from pyvmm.migration.channel import Channel
+from pyvmm.migration.loop_call import call_on_loop
+from pyvmm.migration.parameters import Parameters
+from pyvmm.migration.protocol import Message as MigrationMessage
+from pyvmm.migration.protocol import decode, expect, send_struct
+from pyvmm.migration.standstill import without_collections
+from pyvmm.trace import trace_group
+
+T = trace_group("colo")
+
+R = TypeVar("R")
+TURNS = 100
+"""Of the loop, until what a guest asked for has been seen to."""
+
+
+class Primary:
+    """``parameters`` is asked anew for each checkpoint; ``post`` runs a callback on the machine's loop soon."""
+
+    def __init__(
+        self,
+        session: ColoSession,
+        side: ReplicatedMachine,
+        parameters: Callable[[], Parameters],
+        post: Callable[[Callable[[], None]], None],
+    ) -> None:
+        self._session = session
+        self._side = side
+        self._parameters = parameters
+        self._post = post
+        self._conversation: Conversation
+        self._staging: Staging
+        self._recorder = FileRecorder.open(session.config.record)
+
+    def run(self, channel: Channel, uri: str, entered: Callable[[], None]) -> None:
+        """Make a pair with who listens at ``uri`` and is at the other end of ``channel``, which has the memory but for
+        what was written since; ``entered()`` when it has agreed. Returns when there is no pair any more and the guest
+        is this side's. PyvmmError: it never came to a pair; the guest goes on as before.
+        """
+        session, parameters = self._session, self._parameters()
+        mode = parameters.x_colo_mode
+        session.begin("primary", mode)
+        try:
+            check_plaintext(uri, parameters.tls_creds, session.config)
+            self._pair_up(channel, uri, parameters)
+        except BaseException as error:
+            session.end("error", str(error))
+            raise
+        self._staging = Staging(session.config.staging)
+        entered()
+        reason: ExitReason = "error"
+        problem: str | None = None
+        try:
+            if mode == "periodic":
+                self._on_loop(lambda: self._side.output("hold"))
+            reason = self._serve()
+        except ChannelError as error:
+            problem = str(error)
+        except PyvmmError as error:
+            reason, problem = "processing", str(error)
+        except Exception as error:  # a defect, but the guest is not to pay for it
+            reason, problem = "processing", f"internal error: {type(error).__name__}: {error}"
+        finally:
+            self._staging.close()
+        session.note_suspicion()
+        self._alone(reason, problem)
+
+    def _pair_up(self, channel: Channel, uri: str, parameters: Parameters) -> None:
+        session, config = self._session, self._session.config
+        session.register_pair()
+        timeout = parameters.x_checkpoint_timeout / 1000
+        offer = Offer(
+            VERSION, "primary", session.pair, session.term, session.mode, timeout, secrets.token_bytes(TOKEN),
+            config.heartbeat, config.loss, session.owner,
+        )  # fmt: skip
+        send_struct(channel, MigrationMessage.COLO, offer)
+        answer: Answer = decode(expect(channel, MigrationMessage.COLO)[1], Answer)
+        if answer.version != VERSION:
+            raise ChannelError(f"the secondary speaks version {answer.version} of the protocol, this one {VERSION}")
+        beats = open_link(
+            uri, hello_of(offer, "heartbeat"), timeout=timeout, tls_creds=parameters.tls_creds,
+            tls_hostname=parameters.tls_hostname,
+        )  # fmt: skip
+        session.heartbeat = Heartbeat(
+            beats, session.term, session.suspect, interval=config.heartbeat, loss=config.loss
+        )
+        session.peer_uri = uri
+        self._conversation = Conversation(channel.detach(), "primary", timeout, self._recorder)
+        session.talk(self._conversation)
+        session.heartbeat.start()
+        self._conversation.expect(Message.CHECKPOINT_READY)
+
+    # -- the loop -------------------------------------------------------------------------------
+
+    def _serve(self) -> ExitReason:
+        """Checkpoints, until a failover is asked for, or the guest ends. ChannelError: the secondary is gone."""
+        session, reason = self._session, "first"
+        while True:
+            if session.guest_ended:
+                return self._say_ended()
+            if session.failover_wanted:
+                return "request"
+            if session.closing:
+                raise ChannelError("this machine is ending")
+            with without_collections():
+                self._checkpoint(reason)
+            self._staging.prepare()
+            reason = self._wait()
+
+    def _wait(self) -> str:
+        """Until the next checkpoint is due; why it is. ChannelError: the secondary said something, or nothing more."""
+        session = self._session
+        began = time.monotonic()
+        while True:
+            if session.guest_ended or session.failover_wanted or session.closing:
+                return ""
+            if asked := session.take_asked():
+                return asked
+            left = began + self._parameters().checkpoint_delay / 1000 - time.monotonic()
+            if left <= 0:
+                return "periodic"
+            line = self._conversation.fileno()
+            readable, _, _ = select.select([line, session.wake], [], [], left)
+            if session.wake in readable:
+                os.eventfd_read(session.wake)
+            if line in readable and not session.failover_wanted:
+                self._conversation.expect(idle=True)  # nothing is due: this says what is wrong
+
+    def _checkpoint(self, reason: str) -> None:
+        session, conversation, side, staging = self._session, self._conversation, self._side, self._staging
+        times = CheckpointTimes(session.epoch + 1, reason or "asked", time.time())
+        began = time.perf_counter()
+        conversation.send(Message.CHECKPOINT_REQUEST)
+        conversation.expect(Message.CHECKPOINT_REPLY)
+        stopped = time.perf_counter()
+        try:
+            copied = self._copy()
+            if not staging.overflowed:
+                self._on_loop(side.go_on)
+                times.pause = time.perf_counter() - stopped
+            conversation.send(Message.VMSTATE_SEND)
+            times.size = size_of(staging.size, len(copied.state))
+            conversation.send_state(with_checksum(self._pieces(copied)), times.size)
+        finally:
+            self._on_loop(side.go_on)
+        times.pause = times.pause or time.perf_counter() - stopped
+        conversation.expect(Message.VMSTATE_RECEIVED)
+        times.received = time.perf_counter() - began
+        session.epoch += 1
+        side.machine.backend.hold.release()
+        times.copy, times.save = copied.copy, copied.save
+        times.pages, times.zero_pages = staging.pages, staging.zero_pages
+        conversation.expect(Message.VMSTATE_LOADED)
+        times.loaded = time.perf_counter() - began
+        session.counters.note(times)
+        T.colo_checkpoint.on and T.colo_checkpoint(session.epoch, times.reason, times.pages, int(times.pause * 1e6))
+
+    def _copy(self) -> Copied:
+        """The guest stands still then."""
+        self._on_loop(self._side.pause)
+        for _ in range(TURNS):
+            copied = self._on_loop(lambda: self._side.copy(self._staging))
+            if copied is not None:
+                return copied
+        raise StateError("what the guest asked for is never seen to")
+
+    def _pieces(self, copied: Copied) -> Iterator[bytes | memoryview]:
+        session = self._session
+        state = copied.state
+        yield head_of(session.term, session.epoch + 1, self._staging.size, len(state), running=copied.running)
+        yield from self._staging.pieces()
+        yield state
+
+    # -- the end --------------------------------------------------------------------------------
+
+    def _say_ended(self) -> ExitReason:
+        """The guest is over; the secondary is to know, or it would go on with it."""
+        self._conversation.send(Message.GUEST_ENDED)
+        self._conversation.expect(Message.GUEST_ENDED)
+        self._side.machine.backend.hold.set("pass")
+        return "none"
+
+    def _alone(self, reason: ExitReason, problem: str | None) -> None:
+        """The pair is over. Ask the arbiter whether the guest is this side's."""
+        session, side = self._session, self._side
+        if reason == "none":
+            session.end(reason, problem)
+            return
+        hold = side.machine.backend.hold
+        if hold.mode == "pass":
+            hold.set("hold")  # until it is known whose guest it is
+        if not session.config.automatic and reason == "error":
+            session.wait_for_word()
+        session.begin_failover()
+        try:
+            won = session.claim()
+        except ChannelError as error:
+            session.end("error", str(error))
+            raise
+        session.failover.complete()
+        if not won:
+            reason_lost = f"the other side owns the guest since term {session.term + 1}"
+            side.lose(reason_lost)
+            session.end("error", reason_lost)
+            raise ChannelError(reason_lost)
+        hold.set("pass")
+        session.note_failover()
+        session.end(reason, problem)
+
+    def _on_loop(self, call: Callable[[], R]) -> R:
+        return call_on_loop(self._post, call)
+

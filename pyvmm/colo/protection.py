@@ -1,0 +1,83 @@
+"""A machine set up for COLO: what its migrations call when they become a pair (migration/manager.py, ColoHooks)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+import msgspec
+
+from pyvmm.colo.config import ColoConfig, check_plaintext
+from pyvmm.colo.primary import Primary
+from pyvmm.colo.replicated_machine import ReplicatedMachine, check_devices
+from pyvmm.colo.secondary import Secondary
+from pyvmm.colo.session import ColoSession, ExitReason, Role
+from pyvmm.errors import StateError
+from pyvmm.machine.machine import Machine
+from pyvmm.migration.channel import Channel, Listener
+from pyvmm.migration.manager import MigrationManager
+
+
+class Protection:
+    """Owned by the machine's monitor. ``tell_exit`` is called on the thread that owned the replication."""
+
+    def __init__(
+        self,
+        machine: Machine,
+        manager: MigrationManager,
+        config: ColoConfig,
+        tell_exit: Callable[[Role, ExitReason], None] = lambda role, reason: None,
+    ) -> None:
+        check_devices(machine.config.devices)
+        self.session = ColoSession(config, machine.config.name)
+        self.session.on_exit = tell_exit
+        self._machine = machine
+        self._manager = manager
+        manager.colo = self
+
+    def protect(self, uri: str) -> None:
+        """Begin to make a pair with the secondary that waits at ``uri``. ConfigError, StateError: that cannot be."""
+        manager = self._manager
+        check_plaintext(uri, manager.parameters.tls_creds, self.session.config)
+        if self.session.role != "none":
+            raise StateError(f"this VM is protected already, as the {self.session.role}")
+        manager.set_capabilities(msgspec.structs.replace(manager.capabilities, x_colo=True))
+        manager.migrate(uri)
+
+    # -- ColoHooks ------------------------------------------------------------------------------
+
+    def primary(self, channel: Channel, uri: str, entered: Callable[[], None]) -> None:
+        """On the migration's thread."""
+        side = ReplicatedMachine(self._machine)
+        Primary(self.session, side, lambda: self._manager.parameters, self._machine.loop.post).run(
+            channel, uri, entered
+        )
+
+    def secondary(
+        self, channel: Channel, payload: memoryview, listener: Listener, entered: Callable[[], None]
+    ) -> None:
+        """On the incoming migration's thread."""
+        side = ReplicatedMachine(self._machine)
+        Secondary(self.session, side, lambda: self._manager.parameters, self._machine.loop.post, listener).run(
+            channel, payload, entered
+        )
+
+    def give_up(self) -> None:
+        """The pair is to be over; the arbiter says to whom the guest belongs then."""
+        with contextlib.suppress(StateError):  # it is under way
+            self.session.lost_heartbeat()
+
+    def guest_ended(self) -> None:
+        """The secondary is told."""
+        self.session.ended()
+
+    @property
+    def busy(self) -> bool:
+        """Whether the secondary is still to hear of the guest's end."""
+        return self.session.guest_ended and self.session.role == "primary" and not self.session.failover_wanted
+
+    def close(self) -> None:
+        """What was not let out is not: the other side goes on from before."""
+        if self._machine.backend.hold.mode == "hold":
+            self._machine.backend.hold.set("discard")
+        self.session.close()

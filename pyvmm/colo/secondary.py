@@ -1,0 +1,221 @@
+"""The secondary: takes checkpoint after checkpoint on the incoming migration's thread, until it is the guest.
+
+A checkpoint is applied only once all of it is held and has been checked. From then on it counts, whatever becomes of
+the primary: the secondary loads it and goes on from there. Before, what counts is where its replica is: in hybrid mode
+that has answered as the guest did, in periodic mode it is the checkpoint before.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable
+from typing import TypeVar
+
+from pyvmm.colo.checkpoint import STATE_MAX, Checkpoint, decode_checkpoint, size_of
+from pyvmm.colo.config import ColoConfig
+from pyvmm.colo.heartbeat import Heartbeat
+from pyvmm.colo.links import VERSION, Answer, Offer, accept_link, hello_of
+from pyvmm.colo.messages import Conversation, Message
+from pyvmm.colo.recording import FileRecorder
+from pyvmm.colo.replica_memory import ReplicaMemory
+from pyvmm.colo.replicated_machine import ReplicatedMachine
+from pyvmm.colo.session import ColoLost, ColoSession, ExitReason
+from pyvmm.errors import ChannelError, ConfigError, PyvmmError
+from pyvmm.machine.ending import Ending
+from pyvmm.memory.guest_memory import PAGE_SIZE, GuestMemory
+from pyvmm.migration.channel import Channel, Listener
+from pyvmm.migration.loop_call import call_on_loop
+from pyvmm.migration.parameters import Parameters
+from pyvmm.migration.protocol import Message as MigrationMessage
+from pyvmm.migration.protocol import decode, send_struct
+from pyvmm.migration.standstill import without_collections
+from pyvmm.trace import trace_group
+
+T = trace_group("colo")
+
+R = TypeVar("R")
+KEPT = 8 << 20
+"""Bytes of the buffer that stay touched between two checkpoints."""
+
+
+class PrimaryEnded(PyvmmError):
+    """The guest ended at the primary by its own doing: there is nothing to take over."""
+
+
+class IncomingBuffer:
+    """Room for the largest checkpoint there can be of ``memory``; host memory is found for it as it is used."""
+
+    def __init__(self, memory: GuestMemory) -> None:
+        pages = memory.size // PAGE_SIZE
+        largest = size_of(memory.size + pages * 16 + PAGE_SIZE, STATE_MAX)
+        self._map = mmap.mmap(-1, largest, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000)
+        self.view = memoryview(self._map)
+
+    def shrink(self, used: int) -> None:
+        """Give back what a large checkpoint took."""
+        if used > KEPT:
+            self._map.madvise(mmap.MADV_DONTNEED, KEPT, len(self._map) - KEPT)
+
+
+class Secondary:
+    """``post`` runs a callback on the machine's loop soon. ``listener`` is where further connections come."""
+
+    def __init__(
+        self,
+        session: ColoSession,
+        side: ReplicatedMachine,
+        parameters: Callable[[], Parameters],
+        post: Callable[[Callable[[], None]], None],
+        listener: Listener,
+    ) -> None:
+        self._session = session
+        self._side = side
+        self._parameters = parameters
+        self._post = post
+        self._listener = listener
+        self._conversation: Conversation
+        self._replica = ReplicaMemory(side.machine.memory, side.machine.dirty)
+        self._running = False
+        """Whether the guest ran at the last checkpoint."""
+        self._recorder = FileRecorder.open(session.config.record)
+
+    def run(self, channel: Channel, payload: memoryview, entered: Callable[[], None]) -> None:
+        """Answer the primary at the other end of ``channel``, whose offer ``payload`` is, and be its secondary;
+        ``entered()`` when the two are a pair.
+
+        Returns when the guest is this side's. ChannelError and others: it is not, and never will be.
+        """
+        session = self._session
+        offer = self._judge(decode(payload, Offer))
+        session.begin("secondary", offer.mode)
+        try:
+            session.pair, session.term = offer.pair, offer.term
+            self._pair_up(channel, offer)
+        except BaseException as error:
+            session.end("error", str(error))
+            raise
+        entered()
+        reason: ExitReason = "error"
+        problem: str | None = None
+        try:
+            self._serve()
+            reason = "request"
+        except PrimaryEnded:
+            session.end("none", None)
+            self._side.machine.request_end(Ending(kind="colo-ended", reason="the guest ended at the primary"))
+            raise ChannelError("the guest ended at the primary") from None
+        except ChannelError as error:
+            problem = str(error)
+        except PyvmmError as error:
+            # A checkpoint that was held could not be put into place: neither it nor what was before it is there now.
+            session.end("processing", str(error))
+            raise
+        session.note_suspicion()
+        self._take_over(reason, problem)
+
+    def _judge(self, offer: Offer) -> Offer:
+        config: ColoConfig = self._session.config
+        if offer.version != VERSION:
+            raise ChannelError(f"the primary speaks version {offer.version} of the protocol, this one {VERSION}")
+        if config.pair and config.pair != offer.pair:
+            raise ChannelError(f"this is a secondary of the pair {config.pair}, not of {offer.pair}")
+        if config.role != "secondary":
+            raise ChannelError("this pyvmm was not started with --colo secondary")
+        return offer
+
+    def _pair_up(self, channel: Channel, offer: Offer) -> None:
+        session, parameters = self._session, self._parameters()
+        send_struct(channel, MigrationMessage.COLO, Answer(VERSION, "secondary", session.owner))
+        beats = accept_link(
+            self._listener, hello_of(offer, "heartbeat"), timeout=offer.timeout, tls_creds=parameters.tls_creds
+        )
+        try:
+            session.heartbeat = Heartbeat(
+                beats, session.term, session.suspect, interval=offer.heartbeat, loss=offer.loss
+            )
+        except ConfigError:
+            beats.close()
+            raise
+        self._conversation = Conversation(channel.detach(), "secondary", offer.timeout, self._recorder)
+        session.talk(self._conversation)
+        self._on_loop(self._side.become_shadow)
+        self._on_loop(self._replica.protect)
+        session.heartbeat.start()
+        self._conversation.send(Message.CHECKPOINT_READY)
+
+    # -- the loop -------------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        """Checkpoints, until a failover is asked for. ChannelError: the primary is gone. PrimaryEnded."""
+        buffer = IncomingBuffer(self._side.machine.memory)
+        while not self._session.failover_wanted:
+            with without_collections():
+                buffer.shrink(self._take_checkpoint(buffer.view))
+
+    def _take_checkpoint(self, buffer: memoryview) -> int:
+        """The next one; bytes of it."""
+        session, conversation, side = self._session, self._conversation, self._side
+        if conversation.expect(Message.CHECKPOINT_REQUEST, Message.GUEST_ENDED, idle=True) is Message.GUEST_ENDED:
+            session.guest_ended = True  # before the answer: then the primary's heartbeat may end
+            conversation.send(Message.GUEST_ENDED)
+            raise PrimaryEnded
+        self._on_loop(side.suspend)
+        conversation.send(Message.CHECKPOINT_REPLY)
+        conversation.expect(Message.VMSTATE_SEND)
+        payload = conversation.expect_state(buffer)
+        checkpoint = decode_checkpoint(payload, term=session.term, epoch=session.epoch + 1)
+        for batch in checkpoint.batches:
+            if batch.flags:
+                raise ChannelError(f"a batch of pages with flags {batch.flags:#x}")
+            self._replica.check(batch.region, batch.data)
+        apply = self._on_loop(lambda: side.prepare(checkpoint.state))
+        with session.loading():
+            # It is held: from here on it counts, and the primary may let out what its guest said before it.
+            broken: ChannelError | None = None
+            try:
+                conversation.send(Message.VMSTATE_RECEIVED)
+            except ChannelError as error:
+                broken = error
+            self._on_loop(lambda: self._load(checkpoint, apply))
+            session.epoch += 1
+        if broken is not None:
+            raise broken
+        conversation.send(Message.VMSTATE_LOADED)
+        if session.mode == "hybrid" and checkpoint.running:
+            self._on_loop(side.run_replica)
+        return len(payload)
+
+    def _load(self, checkpoint: Checkpoint, apply: Callable[[], object]) -> None:
+        T.colo_flush_ram_cache_begin.on and T.colo_flush_ram_cache_begin(checkpoint.epoch)
+        rolled = self._replica.roll_forward([(batch.region, batch.data) for batch in checkpoint.batches])
+        T.colo_flush_ram_cache_end.on and T.colo_flush_ram_cache_end(checkpoint.epoch, rolled.dropped, rolled.written)
+        self._session.counters.rolled_back_pages += rolled.dropped
+        self._side.load(apply)  # type: ignore[arg-type]
+        self._running = checkpoint.running
+
+    # -- the end --------------------------------------------------------------------------------
+
+    def _take_over(self, reason: ExitReason, problem: str | None) -> None:
+        """The primary is gone, or so it seems: ask the arbiter whether the guest is this side's now."""
+        session, side = self._session, self._side
+        try:
+            if not session.epoch:
+                raise ChannelError(f"{problem or 'asked to take over'}, before there was a whole checkpoint")
+            if not session.config.automatic:
+                session.wait_for_word()
+            side.output("hold")  # what the replica says from now on may be the guest's
+            session.begin_failover()
+            won = session.claim()
+            session.failover.complete()
+            if not won:
+                raise ColoLost(f"the other side owns the guest since term {session.term + 1}")
+        except PyvmmError as error:
+            session.end("error", str(error))
+            raise
+        self._on_loop(self._replica.release)
+        self._on_loop(lambda: side.emerge(running=self._running))
+        session.note_failover()
+        session.end(reason, problem)
+
+    def _on_loop(self, call: Callable[[], R]) -> R:
+        return call_on_loop(self._post, call)

@@ -1,0 +1,160 @@
+"""COLO. Source: qapi/migration.json as QEMU 7.2 has it; pyvmm's own commands are colo-checkpoint-now,
+query-colo-stats and x-colo-protect.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Literal
+
+from pyvmm.colo.protection import Protection
+from pyvmm.colo.session import ColoSession
+from pyvmm.qmp.arguments import QmpStruct
+from pyvmm.qmp.commands import CommandContext, command
+from pyvmm.qmp.errors import QmpError
+
+ColoMode = Literal["none", "primary", "secondary"]
+ColoExitReason = Literal["none", "request", "error", "processing"]
+BOUNDS_MS = (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000)
+"""Upper bounds of the histograms' bins; one more bin is for what is above."""
+
+
+class ColoStatus(QmpStruct):
+    """``mode``: what this side is; ``last-mode``, ``reason``: what it was, and why that ended. ``x-``: pyvmm's."""
+
+    mode: ColoMode
+    last_mode: ColoMode
+    reason: ColoExitReason
+    x_checkpoint_mode: Literal["hybrid", "periodic"]
+    x_pair: str
+    x_owner: str
+    x_term: int
+    x_epoch: int
+    x_failover: Literal["none", "require", "active", "completed", "relaunch"]
+    x_peer: str | None = None
+    x_problem: str | None = None
+
+
+class Histogram(QmpStruct):
+    """Milliseconds. ``bins[i]``: how many were at most ``bounds[i]`` and above the one before; the last: above all."""
+
+    bounds: list[float]
+    bins: list[int]
+    median: float
+    largest: float
+
+
+class ReasonCount(QmpStruct):
+    """Why checkpoints were made."""
+
+    reason: str
+    count: int
+
+
+class ColoStats(QmpStruct):
+    """Of this process. Times are those of the last checkpoints (1,024 at most), as a primary saw them."""
+
+    checkpoints: int
+    bytes: int
+    reasons: list[ReasonCount]
+    pages: int
+    """Of the last checkpoint; of these ``zero-pages`` are zeros."""
+    zero_pages: int
+    size: int
+    """Bytes of the last checkpoint."""
+    held_bytes: int
+    """Console output that waits."""
+    rolled_back_pages: int
+    """Secondary: pages that its replica had written."""
+    failovers: int
+    heartbeats_sent: int
+    heartbeats_heard: int
+    longest_silence: float
+    """Milliseconds, of the heartbeat."""
+    pause: Histogram | None = None
+    received: Histogram | None = None
+    """Request to vmstate-received."""
+    loaded: Histogram | None = None
+    last_failover: float | None = None
+    """Milliseconds from hearing of it to the guest running on."""
+
+
+class ProtectArguments(QmpStruct):
+    """Where a secondary waits."""
+
+    uri: str
+
+
+@command("query-colo-status", allow_oob=True)
+def query_colo_status(context: CommandContext) -> ColoStatus:
+    """How the guest is protected."""
+    session = _protection(context).session
+    return ColoStatus(
+        mode=session.role, last_mode=session.last_mode, reason=session.last_reason, x_checkpoint_mode=session.mode,
+        x_pair=session.pair, x_owner=session.owner, x_term=session.term, x_epoch=session.epoch,
+        x_failover=session.failover.failover_get_state().value, x_peer=session.peer_uri, x_problem=session.problem,
+    )  # fmt: skip
+
+
+@command("query-colo-stats", allow_oob=True)
+def query_colo_stats(context: CommandContext) -> ColoStats:
+    """What checkpoints cost."""
+    session = _protection(context).session
+    counters, last = session.counters, session.counters.times[-1:]
+    beats = session.heartbeat.counts if session.heartbeat is not None else None
+    return ColoStats(
+        checkpoints=counters.checkpoints, bytes=counters.bytes,
+        reasons=[ReasonCount(reason=reason, count=count) for reason, count in counters.reasons.items()],
+        pages=last[0].pages if last else 0, zero_pages=last[0].zero_pages if last else 0,
+        size=last[0].size if last else 0, held_bytes=context.machine.backend.hold.held,
+        rolled_back_pages=counters.rolled_back_pages, failovers=counters.failovers,
+        heartbeats_sent=beats.sent if beats else 0, heartbeats_heard=beats.heard if beats else 0,
+        longest_silence=beats.longest_silence * 1000 if beats else 0.0,
+        pause=_histogram([times.pause for times in list(counters.times)]),
+        received=_histogram([times.received for times in list(counters.times)]),
+        loaded=_histogram([times.loaded for times in list(counters.times)]),
+        last_failover=None if counters.last_failover is None else counters.last_failover * 1000,
+    )  # fmt: skip
+
+
+@command("x-colo-lost-heartbeat", allow_oob=True)
+def x_colo_lost_heartbeat(context: CommandContext) -> None:
+    """The other side is gone: be the guest's only one, if the arbiter agrees."""
+    _session(context).lost_heartbeat()
+
+
+@command("colo-checkpoint-now")
+def colo_checkpoint_now(context: CommandContext) -> None:
+    """Make a checkpoint soon, whatever the delay."""
+    _session(context).ask_checkpoint("asked")
+
+
+@command("x-colo-protect")
+def x_colo_protect(context: CommandContext, arguments: ProtectArguments) -> None:
+    """Make a pair with the secondary that waits at ``uri``; query-migrate and query-colo-status tell how it goes."""
+    if arguments.uri.startswith("fd:"):
+        raise QmpError("protection needs several connections: give it tcp: or unix:")
+    _protection(context).protect(arguments.uri)
+
+
+def _protection(context: CommandContext) -> Protection:
+    protection = context.monitor.protection
+    if protection is None:
+        raise QmpError("COLO is not configured: start the machine with --colo primary|secondary --arbiter A")
+    return protection
+
+
+def _session(context: CommandContext) -> ColoSession:
+    return _protection(context).session
+
+
+def _histogram(seconds: Sequence[float]) -> Histogram | None:
+    if not seconds:
+        return None
+    bins = [0] * (len(BOUNDS_MS) + 1)
+    for value in seconds:
+        bins[next((i for i, bound in enumerate(BOUNDS_MS) if value * 1000 <= bound), len(BOUNDS_MS))] += 1
+    return Histogram(
+        bounds=list(BOUNDS_MS), bins=bins, median=statistics.median(seconds) * 1000, largest=max(seconds) * 1000
+    )
