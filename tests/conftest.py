@@ -15,7 +15,7 @@ from pyvmm.errors import PyvmmError
 from tests.framework.topology import interfaces_here, namespaces_here
 from tests.lab.selection import is_in_lab
 
-KVM_FOLDERS = {"kvm", "guest", "linux", "qmp", "migration"}
+KVM_FOLDERS = {"kvm", "guest", "linux", "qmp", "migration", "colo"}
 
 
 def _kvm_problem() -> str | None:

@@ -73,14 +73,14 @@ class Primary:
             raise
         self._staging = Staging(session.config.staging)
         entered()
-        reason: ExitReason = "error"
+        reason: ExitReason = "none"
         problem: str | None = None
         try:
             if mode == "periodic":
                 self._on_loop(lambda: self._side.output("hold"))
-            reason = self._serve()
+            reason, problem = self._serve()
         except ChannelError as error:
-            problem = str(error)
+            reason, problem = session.why_wanted if session.failover_wanted else ("error", str(error))
         except PyvmmError as error:
             reason, problem = "processing", str(error)
         except Exception as error:  # a defect, but the guest is not to pay for it
@@ -117,14 +117,15 @@ class Primary:
 
     # -- the loop -------------------------------------------------------------------------------
 
-    def _serve(self) -> ExitReason:
+    def _serve(self) -> tuple[ExitReason, str | None]:
         """Checkpoints, until a failover is asked for, or the guest ends. ChannelError: the secondary is gone."""
         session, reason = self._session, "first"
         while True:
             if session.guest_ended:
-                return self._say_ended()
+                self._say_ended()
+                return "none", None
             if session.failover_wanted:
-                return "request"
+                return session.why_wanted
             if session.closing:
                 raise ChannelError("this machine is ending")
             with without_collections():
@@ -198,12 +199,11 @@ class Primary:
 
     # -- the end --------------------------------------------------------------------------------
 
-    def _say_ended(self) -> ExitReason:
+    def _say_ended(self) -> None:
         """The guest is over; the secondary is to know, or it would go on with it."""
         self._conversation.send(Message.GUEST_ENDED)
         self._conversation.expect(Message.GUEST_ENDED)
         self._side.machine.backend.hold.set("pass")
-        return "none"
 
     def _alone(self, reason: ExitReason, problem: str | None) -> None:
         """The pair is over. Ask the arbiter whether the guest is this side's."""

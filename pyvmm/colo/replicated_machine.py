@@ -55,6 +55,7 @@ class ReplicatedMachine:
         """
         if self.machine.requests_pending:
             return None
+        self.machine.end_if_halted()
         began = time.perf_counter()
         state = encode_sections(save_machine(self.machine))
         saved = time.perf_counter()
@@ -127,9 +128,13 @@ class ReplicatedMachine:
 
     def lose(self, reason: str) -> None:
         """The guest is the other side's: nothing of it runs or is heard here any more."""
+        self.end(Ending(kind=LOST, status=EXIT_LOST, reason=reason, problem=reason))
+
+    def end(self, ending: Ending) -> None:
+        """From any thread: this machine is over, whatever becomes of the guest."""
         self.output("discard")
         self.machine.shadow = None
-        self.machine.request_end(Ending(kind=LOST, status=EXIT_LOST, reason=reason, problem=reason))
+        self.machine.request_end(ending)
 
 
 def check_devices(devices: Sequence[DeviceConfig]) -> None:

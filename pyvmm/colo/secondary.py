@@ -95,17 +95,17 @@ class Secondary:
             session.end("error", str(error))
             raise
         entered()
-        reason: ExitReason = "error"
-        problem: str | None = None
+        reason: ExitReason
+        problem: str | None
         try:
             self._serve()
-            reason = "request"
+            reason, problem = session.why_wanted
         except PrimaryEnded:
             session.end("none", None)
-            self._side.machine.request_end(Ending(kind="colo-ended", reason="the guest ended at the primary"))
+            self._side.end(Ending(kind="colo-ended", reason="the guest ended at the primary"))
             raise ChannelError("the guest ended at the primary") from None
         except ChannelError as error:
-            problem = str(error)
+            reason, problem = session.why_wanted if session.failover_wanted else ("error", str(error))
         except PyvmmError as error:
             # A checkpoint that was held could not be put into place: neither it nor what was before it is there now.
             session.end("processing", str(error))

@@ -112,6 +112,7 @@ class ColoSession:
         self.closing = False
         self.guest_ended = False
         self._asked: str | None = None
+        self._wanted: tuple[ExitReason, str | None] = ("none", None)
         self._loading = False
         self._suspected_at: float | None = None
         self._conversation: Conversation | None = None
@@ -195,8 +196,12 @@ class ColoSession:
         """x-colo-lost-heartbeat: somebody says that the other side is gone. StateError: not protected, or under way."""
         if self.role == "none":
             raise StateError("this VM is not protected: there is no other side")
+        self._request("request", None)
+
+    def _request(self, reason: ExitReason, problem: str | None) -> None:
         with self._lock:
             self.failover.request()
+            self._wanted = reason, problem
             if self._loading and self.failover.begin():
                 self.failover.defer()  # the guest is half one checkpoint and half the next: first it is whole
         self._suspected_at = self._suspected_at or time.monotonic()
@@ -206,7 +211,7 @@ class ColoSession:
         """The heartbeat's: the other side is not heard any more."""
         if self.config.automatic and not self.guest_ended:
             with contextlib.suppress(StateError):  # it is being seen to
-                self.lost_heartbeat()
+                self._request("error", reason)
 
     def note_suspicion(self) -> None:
         """From when on a failover is measured."""
@@ -237,6 +242,11 @@ class ColoSession:
             self.failover.request()
         if not self.failover.begin():
             raise AssertionError(f"a failover is {self.failover.failover_get_state()} where it is to begin")
+
+    @property
+    def why_wanted(self) -> tuple[ExitReason, str | None]:
+        """Why a failover was asked for: by somebody, or because nothing is heard of the other side."""
+        return self._wanted
 
     @property
     def failover_wanted(self) -> bool:

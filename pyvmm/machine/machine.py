@@ -378,9 +378,13 @@ class Machine:
         if self.run_state is not RunState.RUNNING or self._requests:
             return
         self._park_all()
-        if cannot_wake(self.vcpus):
-            self._end(Ending(kind="halt", reason="every vCPU halted with interrupts off"))
+        self.end_if_halted()
         self._let_run()
+
+    def end_if_halted(self) -> None:
+        """All vCPUs are parked. Who parks them often has to ask: they never look idle for long enough then."""
+        if self.ending is None and cannot_wake(self.vcpus):
+            self._end(Ending(kind="halt", reason="every vCPU halted with interrupts off"))
 
     # -- the end --------------------------------------------------------------------------------
 

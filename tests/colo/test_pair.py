@@ -1,0 +1,200 @@
+"""One guest in two processes: what becomes of it when one of them goes, and what each side says."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.framework.etcd import etcd_server
+from tests.framework.migrating import Side, check_rounds, dirtier
+from tests.framework.pairs import (
+    check_contiguous,
+    colo_stats,
+    colo_status,
+    pairs,
+    rounds_in,
+    wait_alone,
+    wait_protected,
+)
+from tests.framework.processes import pyvmm
+
+MODES = {
+    "hybrid": ("--colo-mode", "hybrid", "--checkpoint-delay", "100"),
+    "periodic": ("--colo-mode", "periodic", "--checkpoint-delay", "40"),
+}
+
+
+def more_rounds(side: Side, count: int = 5) -> None:
+    """Until ``side`` has printed ``count`` further rounds: its guest runs."""
+    wanted = len(rounds_in(side.output)) + count
+    deadline = time.monotonic() + 30
+    assert side.process.stdout is not None
+    while len(rounds_in(side.output)) < wanted:
+        assert time.monotonic() < deadline, side.output[-200:]
+        if select.select([side.process.stdout], [], [], 0.1)[0]:
+            side.output += os.read(side.process.stdout.fileno(), 65536)
+
+
+def kill(side: Side) -> bytes:
+    """SIGKILL; all it ever said."""
+    side.process.kill()
+    side.output += side.finish()[1]
+    return side.output
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_primary_is_killed(tmp_path: Path, mode: str) -> None:
+    with pairs(tmp_path) as pair:
+        primary, secondary = pair.start(*MODES[mode])
+        wait_protected(primary, epoch=5)
+        said = rounds_in(kill(primary))
+        status = wait_alone(secondary)
+        assert (status["last-mode"], status["reason"], status["x-failover"]) == ("secondary", "error", "completed")
+        more_rounds(secondary)
+        lived_on = rounds_in(secondary.quit())
+        check_contiguous(said)
+        check_contiguous(lived_on)
+        if mode == "periodic":
+            # What was let out was held by the secondary, and what was not was never seen: no gap, nothing twice.
+            assert lived_on[0] == said[-1] + 1
+        else:
+            assert lived_on[0] > said[0]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_secondary_is_killed(tmp_path: Path, mode: str) -> None:
+    with pairs(tmp_path) as pair:
+        primary, secondary = pair.start(*MODES[mode])
+        wait_protected(primary, epoch=3)
+        assert kill(secondary) == b""  # it is never heard
+        status = wait_alone(primary)
+        assert (status["last-mode"], status["reason"]) == ("primary", "error")
+        assert primary.migration()["status"] == "completed"
+        more_rounds(primary)
+        rounds = rounds_in(primary.quit())
+        check_contiguous(rounds)
+        assert rounds[0] == 1
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_guest_that_ends_is_over_on_both_sides(tmp_path: Path, mode: str) -> None:
+    with pairs(tmp_path, dirtier(20, 10, 60)) as pair:
+        primary, secondary = pair.start(*MODES[mode])
+        code, output, problems = primary.end()
+        assert (code, problems) == (0, "")
+        check_rounds(output, 20, 60)
+        code, output, problems = secondary.end()
+        assert (code, output) == (0, b"")
+        assert problems == ""
+
+
+@pytest.mark.parametrize("told", ["primary", "secondary"])
+def test_told_that_the_other_side_is_gone_while_it_is_not(tmp_path: Path, told: str) -> None:
+    with pairs(tmp_path) as pair:
+        primary, secondary = pair.start(*MODES["periodic"])
+        one, other = (primary, secondary) if told == "primary" else (secondary, primary)
+        one.qmp.execute("x-colo-lost-heartbeat")
+        status = wait_alone(one)
+        assert (status["last-mode"], status["reason"], status["x-term"]) == (told, "request", 2)
+        code, said, problems = other.end()
+        assert code == 125
+        assert "the other side owns the guest since term 2" in problems
+        assert problems.count("\n") == 1
+        more_rounds(one)
+        rounds = rounds_in(one.quit())
+        check_contiguous(rounds)
+        if told == "secondary":
+            assert rounds[0] == rounds_in(said)[-1] + 1  # the loser said nothing that the winner does not know of
+
+
+def test_etcd_decides(tmp_path: Path) -> None:
+    with etcd_server(tmp_path) as etcd, pairs(tmp_path, arbiter=f"etcd:{etcd.address}") as pair:
+        primary, secondary = pair.start(*MODES["periodic"])
+        kill(primary)
+        assert wait_alone(secondary)["x-term"] == 2
+        more_rounds(secondary)
+        secondary.quit()
+
+
+def test_a_primary_that_was_only_stopped_finds_that_it_has_lost(tmp_path: Path) -> None:
+    with pairs(tmp_path) as pair:
+        primary, secondary = pair.start(*MODES["periodic"])
+        primary.process.send_signal(signal.SIGSTOP)
+        assert wait_alone(secondary)["x-problem"]
+        more_rounds(secondary)
+        primary.process.send_signal(signal.SIGCONT)
+        code, said, problems = primary.end()
+        assert code == 125
+        assert "the other side owns the guest since term 2" in problems
+        lived_on = rounds_in(secondary.quit())
+        assert lived_on[0] == rounds_in(said)[-1] + 1
+
+
+def test_protected_again_and_again(tmp_path: Path) -> None:
+    with pairs(tmp_path) as pair:
+        survivor, secondary = pair.start(*MODES["periodic"])
+        said: list[int] = []
+        for turn in range(1, 5):
+            said += rounds_in(kill(survivor))
+            survivor = secondary
+            wait_alone(survivor)
+            secondary = pair.secondary()
+            mode = "periodic" if turn % 2 else "hybrid"
+            survivor.qmp.execute("migrate-set-parameters", {"x-colo-mode": mode, "x-checkpoint-delay": 40})
+            done = pyvmm("colo", "protect", survivor.name, "--to", pair.uri_of(secondary.name))
+            assert done.returncode == 0, done.stderr
+            assert colo_status(survivor)["x-term"] == 2 * turn + 1
+            wait_protected(survivor, epoch=3)
+        said += rounds_in(kill(survivor))
+        wait_alone(secondary)
+        more_rounds(secondary)
+        assert rounds_in(secondary.quit())[0] > said[0]
+
+
+def test_what_the_monitor_says(tmp_path: Path) -> None:
+    with pairs(tmp_path) as pair:
+        primary, secondary = pair.start("--checkpoint-delay", "86400000")
+        assert colo_status(primary)["mode"] == "primary"
+        assert primary.migration()["status"] == "colo"
+        theirs = colo_status(secondary)
+        assert (theirs["mode"], theirs["x-epoch"], theirs["x-checkpoint-mode"]) == ("secondary", 1, "hybrid")
+        done = pyvmm("colo", "checkpoint", primary.name)
+        assert done.returncode == 0, done.stderr
+        stats = colo_stats(primary)
+        assert stats["checkpoints"] == 2
+        assert {entry["reason"]: entry["count"] for entry in stats["reasons"]} == {"first": 1, "asked": 1}
+        assert stats["pages"] >= 50
+        assert sum(stats["pause"]["bins"]) == 2
+        shown = json.loads(pyvmm("colo", "status", primary.name, "--json").stdout)
+        assert shown["status"]["x-epoch"] == 2
+        assert b"primary" in pyvmm("colo", "top", primary.name, "--once").stdout
+        assert b"asked" in pyvmm("colo", "why", primary.name).stdout
+        assert pyvmm("colo", "failover", secondary.name).returncode == 0
+        assert primary.end()[0] == 125
+        wait_alone(secondary)
+        assert b"not protected any more" in pyvmm("colo", "status", secondary.name).stdout
+        secondary.quit()
+
+
+def test_a_conversation_is_kept_and_judged(tmp_path: Path) -> None:
+    record = tmp_path / "talk"
+    with pairs(tmp_path) as pair:
+        primary, _ = pair.start("--checkpoint-delay", "50", "--colo-record", str(record))
+        wait_protected(primary, epoch=4)
+        kill(primary)
+    done = pyvmm("colo", "replay", str(record))
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.decode().splitlines()
+    assert lines[0].endswith("checkpoint-ready")
+    assert sum("vmstate-loaded" in line for line in lines) >= 4
+    kept = record.read_text().splitlines(keepends=True)
+    record.write_text("".join([kept[0], kept[1], kept[3], *kept[4:]]))
+    done = pyvmm("colo", "replay", str(record))
+    assert done.returncode == 1
+    assert b"checkpoint-reply of the secondary came where checkpoint-request" in done.stdout
