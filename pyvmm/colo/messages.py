@@ -161,10 +161,12 @@ class Conversation:
             self._read(buffer[at:], min(PIECE, size - at), self.timeout)
         return buffer[:size]
 
-    def abort(self) -> None:
-        """From any thread: whoever waits here fails at once."""
+    def abort(self, *, quietly: bool = False) -> None:
+        """From any thread: whoever waits here fails at once. ``quietly``: who waits to read, and the other side is not
+        to notice yet.
+        """
         with contextlib.suppress(OSError):  # it is gone already
-            self._socket.shutdown(socket.SHUT_RDWR)
+            self._socket.shutdown(socket.SHUT_RD if quietly else socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Give the socket back."""

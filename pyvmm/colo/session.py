@@ -205,7 +205,8 @@ class ColoSession:
             if self._loading and self.failover.begin():
                 self.failover.defer()  # the guest is half one checkpoint and half the next: first it is whole
         self._suspected_at = self._suspected_at or time.monotonic()
-        self._abort()
+        # Who was told is to ask the arbiter first; a side that sees the line end would ask, too.
+        self._abort(quietly=reason == "request")
 
     def suspect(self, reason: str) -> None:
         """The heartbeat's: the other side is not heard any more."""
@@ -276,11 +277,11 @@ class ColoSession:
         if wake >= 0:
             os.close(wake)
 
-    def _abort(self) -> None:
+    def _abort(self, *, quietly: bool = False) -> None:
         with self._lock:
             conversation = self._conversation
         if conversation is not None:
-            conversation.abort()
+            conversation.abort(quietly=quietly)
         self.ring()
 
 
