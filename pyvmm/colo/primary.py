@@ -19,7 +19,6 @@ from pyvmm.colo.config import check_plaintext
 from pyvmm.colo.heartbeat import Heartbeat
 from pyvmm.colo.links import TOKEN, VERSION, Answer, Offer, hello_of, open_link
 from pyvmm.colo.messages import Conversation, Message
-from pyvmm.colo.recording import FileRecorder
 from pyvmm.colo.replicated_machine import Copied, ReplicatedMachine
 from pyvmm.colo.session import CheckpointTimes, ColoSession, ExitReason
 from pyvmm.colo.staging import Staging
@@ -55,7 +54,6 @@ class Primary:
         self._post = post
         self._conversation: Conversation
         self._staging: Staging
-        self._recorder = FileRecorder.open(session.config.record)
 
     def run(self, channel: Channel, uri: str, entered: Callable[[], None]) -> None:
         """Make a pair with who listens at ``uri`` and is at the other end of ``channel``, which has the memory but for
@@ -110,7 +108,7 @@ class Primary:
             beats, session.term, session.suspect, interval=config.heartbeat, loss=config.loss
         )
         session.peer_uri = uri
-        self._conversation = Conversation(channel.detach(), "primary", timeout, self._recorder)
+        self._conversation = Conversation(channel.detach(), "primary", timeout, session.recorder)
         session.talk(self._conversation)
         session.heartbeat.start()
         self._conversation.expect(Message.CHECKPOINT_READY)
@@ -172,7 +170,7 @@ class Primary:
         times.pause = times.pause or time.perf_counter() - stopped
         conversation.expect(Message.VMSTATE_RECEIVED)
         times.received = time.perf_counter() - began
-        session.epoch += 1
+        session.epoch, session.runs = session.epoch + 1, copied.running
         side.machine.backend.hold.release()
         times.copy, times.save = copied.copy, copied.save
         times.pages, times.zero_pages = staging.pages, staging.zero_pages

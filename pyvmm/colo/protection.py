@@ -14,11 +14,12 @@ from pyvmm.colo.secondary import Secondary
 from pyvmm.colo.session import ColoSession, ExitReason, Role
 from pyvmm.errors import StateError
 from pyvmm.machine.machine import Machine
+from pyvmm.machine.observer import MachineObserver
 from pyvmm.migration.channel import Channel, Listener
 from pyvmm.migration.manager import MigrationManager
 
 
-class Protection:
+class Protection(MachineObserver):
     """Owned by the machine's monitor. ``tell_exit`` is called on the thread that owned the replication."""
 
     def __init__(
@@ -34,6 +35,13 @@ class Protection:
         self._machine = machine
         self._manager = manager
         manager.colo = self
+        machine.observers.add(self)
+
+    def resumed(self) -> None:
+        """By hand, after it was stopped by hand: the secondary is to know."""
+        session = self.session
+        if session.role == "primary" and not session.runs:
+            session.ask_checkpoint("resumed")
 
     def protect(self, uri: str) -> None:
         """Begin to make a pair with the secondary that waits at ``uri``. ConfigError, StateError: that cannot be."""

@@ -16,7 +16,6 @@ from pyvmm.colo.config import ColoConfig
 from pyvmm.colo.heartbeat import Heartbeat
 from pyvmm.colo.links import VERSION, Answer, Offer, accept_link, hello_of
 from pyvmm.colo.messages import Conversation, Message
-from pyvmm.colo.recording import FileRecorder
 from pyvmm.colo.replica_memory import ReplicaMemory
 from pyvmm.colo.replicated_machine import ReplicatedMachine
 from pyvmm.colo.session import ColoLost, ColoSession, ExitReason
@@ -75,9 +74,6 @@ class Secondary:
         self._listener = listener
         self._conversation: Conversation
         self._replica = ReplicaMemory(side.machine.memory, side.machine.dirty)
-        self._running = False
-        """Whether the guest ran at the last checkpoint."""
-        self._recorder = FileRecorder.open(session.config.record)
 
     def run(self, channel: Channel, payload: memoryview, entered: Callable[[], None]) -> None:
         """Answer the primary at the other end of ``channel``, whose offer ``payload`` is, and be its secondary;
@@ -129,6 +125,7 @@ class Secondary:
         beats = accept_link(
             self._listener, hello_of(offer, "heartbeat"), timeout=offer.timeout, tls_creds=parameters.tls_creds
         )
+        self._listener.close()  # the pair is complete: whoever else comes is to hear that at once
         try:
             session.heartbeat = Heartbeat(
                 beats, session.term, session.suspect, interval=offer.heartbeat, loss=offer.loss
@@ -136,7 +133,7 @@ class Secondary:
         except ConfigError:
             beats.close()
             raise
-        self._conversation = Conversation(channel.detach(), "secondary", offer.timeout, self._recorder)
+        self._conversation = Conversation(channel.detach(), "secondary", offer.timeout, session.recorder)
         session.talk(self._conversation)
         self._on_loop(self._side.become_shadow)
         self._on_loop(self._replica.protect)
@@ -191,7 +188,7 @@ class Secondary:
         T.colo_flush_ram_cache_end.on and T.colo_flush_ram_cache_end(checkpoint.epoch, rolled.dropped, rolled.written)
         self._session.counters.rolled_back_pages += rolled.dropped
         self._side.load(apply)  # type: ignore[arg-type]
-        self._running = checkpoint.running
+        self._session.runs = checkpoint.running
 
     # -- the end --------------------------------------------------------------------------------
 
@@ -213,7 +210,7 @@ class Secondary:
             session.end("error", str(error))
             raise
         self._on_loop(self._replica.release)
-        self._on_loop(lambda: side.emerge(running=self._running))
+        self._on_loop(lambda: side.emerge(running=session.runs))
         session.note_failover()
         session.end(reason, problem)
 

@@ -22,6 +22,7 @@ from pyvmm.colo.config import ColoConfig
 from pyvmm.colo.failover import Failover, FailoverStatus
 from pyvmm.colo.heartbeat import Heartbeat
 from pyvmm.colo.messages import Conversation
+from pyvmm.colo.recording import FileRecorder
 from pyvmm.errors import ChannelError, StateError
 from pyvmm.trace import trace_group
 
@@ -109,6 +110,8 @@ class ColoSession:
         self.heartbeat: Heartbeat | None = None
         self.on_exit: Callable[[Role, ExitReason], None] = lambda role, reason: None
         self.wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.runs = True
+        """Whether the guest ran at the last checkpoint; else it was stopped by hand."""
         self.closing = False
         self.guest_ended = False
         self._asked: str | None = None
@@ -117,6 +120,7 @@ class ColoSession:
         self._suspected_at: float | None = None
         self._conversation: Conversation | None = None
         self._arbiter = arbiter_from(config.arbiter)
+        self.recorder = FileRecorder.open(config.record)
         self._lock = threading.Lock()
 
     # -- a pair's life, on the thread that owns the replication -----------------------------------
@@ -128,7 +132,7 @@ class ColoSession:
         if self.failover.failover_get_state() is FailoverStatus.COMPLETED:
             self.failover.protect_again()
         self.role, self.mode, self.epoch, self.problem = role, mode, 0, None
-        self._asked, self._suspected_at, self.guest_ended = None, None, False
+        self._asked, self._suspected_at, self.guest_ended, self.runs = None, None, False, True
 
     def register_pair(self) -> None:
         """Primary: say at the arbiter that the two protect each other. StateError, ArbiterAway."""
@@ -276,6 +280,8 @@ class ColoSession:
             wake, self.wake = self.wake, -1
         if wake >= 0:
             os.close(wake)
+        if self.recorder is not None:
+            self.recorder.close()
 
     def _abort(self, *, quietly: bool = False) -> None:
         with self._lock:

@@ -75,7 +75,7 @@ def test_the_secondary_is_killed(tmp_path: Path, mode: str) -> None:
         assert kill(secondary) == b""  # it is never heard
         status = wait_alone(primary)
         assert (status["last-mode"], status["reason"]) == ("primary", "error")
-        assert primary.migration()["status"] == "completed"
+        assert primary.migrated()["status"] == "completed"
         more_rounds(primary)
         rounds = rounds_in(primary.quit())
         check_contiguous(rounds)
