@@ -1,74 +1,80 @@
-"""The secondary's guest memory: the last checkpoint in the memfd, and the replica's own writes over it."""
+"""The secondary's guest memory: one memfd holds the last checkpoint, and what the replica writes is a copy over it.
+
+The regions are mapped MAP_PRIVATE, so the kernel copies each page at its first write, and the memfd stays what the
+primary sent. Rolling forward is: drop those copies, then write the checkpoint's pages into the memfd. No second copy of
+memory is needed, only the pages that were written since the last checkpoint are there twice.
+
+Which pages have a copy is known from dirty logging: vCPUs' writes from KVM, devices' from their marks. KVM follows the
+mapping through its MMU notifier; a host whose KVM does not is found by the host profile (``private_memfd_works``).
+
+After a failover the mapping, not the memfd, is the guest's memory.
+"""
 
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from pyvmm.errors import ChannelError
+from pyvmm.errors import ChannelError, HostError
 from pyvmm.machine.dirty_tracker import DirtyTracker
 from pyvmm.memory.guest_memory import PAGE_SIZE, GuestMemory
-
-HEAD = struct.Struct("<II")
-ZERO = 1 << 31
+from pyvmm.native import ffi, lib
 
 
 class RollForward(NamedTuple):
-    """Pages that the replica had written, and pages of the checkpoint."""
+    """Pages that the replica had written, and pages that the checkpoint brought."""
 
     dropped: int
     written: int
 
 
 class ReplicaMemory:
-    """Guest memory as a private mapping of its memfd."""
+    """Of one machine, which does not run during any of this, but for :meth:`check`."""
 
     def __init__(self, memory: GuestMemory, dirty: DirtyTracker) -> None:
         self._memory = memory
         self._dirty = dirty
 
     def protect(self) -> None:
-        """From now on the memfd holds the checkpoint."""
+        """What is in memory now is the checkpoint. HostError: the host does not let it be mapped so."""
         for region in self._memory.regions:
-            region._remap(region.fd, 0, private=True)
+            region.keep_private()
         self._dirty.start()
 
     def check(self, region: int, batch: memoryview) -> int:
-        """Pages of ``batch``; ChannelError if they do not fit."""
-        if region >= len(self._memory.regions):
-            raise ChannelError(f"pages of region {region}")
-        limit, total, at = self._memory.regions[region].size // PAGE_SIZE, 0, 0
-        while at < len(batch):
-            if len(batch) - at < HEAD.size:
-                raise ChannelError("half a head of a run of pages")
-            first, count = HEAD.unpack_from(batch, at)
-            number = count & ~ZERO
-            at += HEAD.size + (0 if count & ZERO else number * PAGE_SIZE)
-            if not number or first + number > limit or at > len(batch):
-                raise ChannelError(f"a run of {number} pages from {first}")
-            total += number
-        return total
+        """Pages in ``batch`` (hostile). ChannelError if one is not in ``region``, or a run is not whole."""
+        regions = self._memory.regions
+        if region >= len(regions):
+            raise ChannelError(f"pages of region {region}; there are {len(regions)}")
+        pages = regions[region].size // PAGE_SIZE
+        count = int(lib.pv_ram_check(ffi.from_buffer(batch), len(batch), pages)) if len(batch) else 0
+        if count < 0:
+            raise ChannelError(f"a batch whose pages are not in region {regions[region].name}")
+        return count
 
     def roll_forward(self, batches: Sequence[tuple[int, memoryview]]) -> RollForward:
-        """Undo the replica's writes, then put the checkpoint's in place. Suspended."""
+        """Undo what the replica wrote, then put checked ``batches``, (region, batch), into place.
+
+        HostError: memory is neither the one nor the other now, and the machine is good for nothing.
+        """
         dropped = written = 0
         for pages in self._dirty.harvest():
             dropped += pages.count
-            for first, count in pages.ranges():
-                pages.region.drop_private_pages(first * PAGE_SIZE, count * PAGE_SIZE)
+            runs, count = pages.native_runs()
+            _check(lib.pv_replica_drop(ffi.cast("uint8_t *", pages.region.hva), runs, count), "forgotten")
         for index, batch in batches:
-            fd, at = self._memory.regions[index].fd, 0
-            while at < len(batch):
-                first, count = HEAD.unpack_from(batch, at)
-                number, at = count & ~ZERO, at + HEAD.size
-                data = bytes(number * PAGE_SIZE) if count & ZERO else batch[at : at + number * PAGE_SIZE]
-                at += 0 if count & ZERO else number * PAGE_SIZE
-                os.pwrite(fd, data, first * PAGE_SIZE)
-                written += number
+            if len(batch):
+                region = self._memory.regions[index]
+                _check(lib.pv_replica_write(region.fd, ffi.from_buffer(batch), len(batch)), "written")
+                written += int(lib.pv_ram_check(ffi.from_buffer(batch), len(batch), region.size // PAGE_SIZE))
         return RollForward(dropped, written)
 
     def release(self) -> None:
-        """After a failover: the mapping is the truth."""
+        """The replica is the guest now: its memory is what it sees."""
         self._dirty.stop()
+
+
+def _check(result: int, what: str) -> None:
+    if result < 0:
+        raise HostError(f"pages of the replica cannot be {what}: {os.strerror(-result)}")

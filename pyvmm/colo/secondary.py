@@ -20,6 +20,7 @@ from pyvmm.colo.replica_memory import ReplicaMemory
 from pyvmm.colo.replicated_machine import ReplicatedMachine
 from pyvmm.colo.session import ColoLost, ColoSession, ExitReason
 from pyvmm.errors import ChannelError, ConfigError, PyvmmError
+from pyvmm.host.profile import load_profile
 from pyvmm.machine.ending import Ending
 from pyvmm.memory.guest_memory import PAGE_SIZE, GuestMemory
 from pyvmm.migration.channel import Channel, Listener
@@ -117,6 +118,10 @@ class Secondary:
             raise ChannelError(f"this is a secondary of the pair {config.pair}, not of {offer.pair}")
         if config.role != "secondary":
             raise ChannelError("this pyvmm was not started with --colo secondary")
+        if load_profile().private_memfd_works is False:
+            raise ChannelError(
+                "this host's KVM does not follow a private mapping of guest memory, as a secondary needs (pyvmm doctor)"
+            )
         return offer
 
     def _pair_up(self, channel: Channel, offer: Offer) -> None:

@@ -7,6 +7,7 @@ in the region's :class:`DirtyBitmap`, because KVM's dirty log only sees what vCP
 
 from __future__ import annotations
 
+import array
 import bisect
 import errno
 import mmap
@@ -66,11 +67,39 @@ class Region:
         """Runs of pages, (first, count), that may hold something else than zeros: where the memfd has data.
 
         Reading a page instead would make the host find memory for it. A private region's own copies do not show in
-        the memfd, so all of it may.
+        the memfd, but among this process's pages; of one that shows another file all may.
         """
-        if self.private:
+        if self._file_mapped:
             return [(0, self.size // PAGE_SIZE)]
-        runs, at = [], 0
+        if self.private:
+            return join_runs(self._in_file(), self.own_copies())
+        return self._in_file()
+
+    def own_copies(self) -> list[tuple[int, int]]:
+        """Private regions: runs of pages that are copies of the memfd's, as the kernel made them for a write.
+
+        /proc/self/pagemap, Documentation/admin-guide/mm/pagemap.rst: bit 63 present, 62 swapped, 61 of a file.
+        """
+        with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
+            told = os.pread(pagemap.fileno(), self.size // PAGE_SIZE * 8, self.hva // PAGE_SIZE * 8)
+        entries = array.array("Q", told)
+        runs: list[tuple[int, int]] = []
+        for page, entry in enumerate(entries):
+            if entry >> 61 & 1 or not entry >> 62:
+                continue
+            if runs and sum(runs[-1]) == page:
+                runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+            else:
+                runs.append((page, 1))
+        return runs
+
+    def keep_private(self) -> None:
+        """From now on the memfd stays as it is and what anybody here writes is a copy. No vCPU runs."""
+        self._remap(self.fd, 0, private=True)
+
+    def _in_file(self) -> list[tuple[int, int]]:
+        runs: list[tuple[int, int]] = []
+        at = 0
         while at < self.size:
             try:
                 first = os.lseek(self.fd, at, os.SEEK_DATA)
@@ -176,6 +205,17 @@ class Region:
             self._map.close()
             os.close(self.fd)
             self.fd = -1
+
+
+def join_runs(one: Runs, other: Runs) -> list[tuple[int, int]]:
+    """Runs of pages that are in either; all ascend."""
+    joined: list[tuple[int, int]] = []
+    for first, count in sorted([*one, *other]):
+        if joined and first <= sum(joined[-1]):
+            joined[-1] = (joined[-1][0], max(joined[-1][1], first + count - joined[-1][0]))
+        else:
+            joined.append((first, count))
+    return joined
 
 
 class GuestMemory:

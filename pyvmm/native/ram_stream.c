@@ -78,7 +78,7 @@ uint64_t pv_ram_pack(struct pv_ram_cursor *cursor, const uint8_t *hva, uint8_t *
 }
 
 /* Number of pages in a batch, or -EINVAL if any record of it does not fit the batch or the region. */
-static int64_t check(const uint8_t *batch, uint64_t size, uint64_t pages)
+int64_t pv_ram_check(const uint8_t *batch, uint64_t size, uint64_t pages)
 {
 	int64_t total = 0;
 
@@ -108,7 +108,7 @@ static int64_t check(const uint8_t *batch, uint64_t size, uint64_t pages)
  */
 int64_t pv_ram_unpack(const uint8_t *batch, uint64_t size, uint8_t *hva, uint64_t pages, uint64_t *received)
 {
-	int64_t total = check(batch, size, pages);
+	int64_t total = pv_ram_check(batch, size, pages);
 
 	if (total < 0)
 		return total;
