@@ -124,7 +124,7 @@ def test_etcd_decides(tmp_path: Path) -> None:
 
 def test_a_primary_that_was_only_stopped_finds_that_it_has_lost(tmp_path: Path) -> None:
     with pairs(tmp_path) as pair:
-        primary, secondary = pair.start(*MODES["periodic"])
+        primary, secondary = pair.start(*MODES["periodic"], "--heartbeat", "50", "--heartbeat-loss", "4")
         primary.process.send_signal(signal.SIGSTOP)
         assert wait_alone(secondary)["x-problem"]
         more_rounds(secondary)

@@ -14,6 +14,8 @@ from tests.framework.migrating import Side, dirtier
 
 PAGES, PERIOD = 50, 20
 PAIR_DEADLINE = 60.0
+PATIENT = ("--heartbeat", "250", "--heartbeat-loss", "12")
+"""What is not about time must not fail for want of it; the last of an option counts."""
 
 
 @dataclass
@@ -43,7 +45,7 @@ class Pair:
         name = name or f"side{len(self.sides)}"
         uri = self.uri_of(peer.name) if isinstance(peer, Side) else peer
         told = ("--peer", uri) if uri is not None else ()
-        words = ("--colo", "primary", *told, "--arbiter", self.arbiter)
+        words = ("--colo", "primary", *told, "--arbiter", self.arbiter, *PATIENT)
         side = Side(self.folder, name, *self.guest, *words, *options, **more)
         self.sides.append(self.stack.enter_context(side))
         return side

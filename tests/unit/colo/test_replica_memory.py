@@ -1,4 +1,4 @@
-"""The secondary's memory against a model: what it writes is undone, what the checkpoint brings is there, nothing else."""
+"""The secondary's memory against a model: its own writes are undone, the checkpoint is there, nothing else is."""
 
 from __future__ import annotations
 
