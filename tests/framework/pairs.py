@@ -14,6 +14,7 @@ from tests.framework.migrating import Side, dirtier
 
 PAGES, PERIOD = 50, 20
 PAIR_DEADLINE = 60.0
+ROUND = rb"(?m:^)round ([0-9]+): [0-9]+ pages in [0-9]+ us(?:, late by [0-9]+)?\r?"
 PATIENT = ("--heartbeat", "250", "--heartbeat-loss", "12")
 """What is not about time must not fail for want of it; the last of an option counts."""
 
@@ -102,7 +103,7 @@ def wait_alone(side: Side, seconds: float = 30) -> dict[str, Any]:
 
 def rounds_in(output: bytes) -> list[int]:
     """Numbers of the rounds that a dirtier says it has done; a line that was cut short at the end does not count."""
-    return [int(number) for number in re.findall(rb"^round ([0-9]+): [0-9]+ pages in [0-9]+ us\r?$", output, re.M)]
+    return [int(number) for number in re.findall(ROUND + rb"$", output, re.M)]
 
 
 def check_contiguous(rounds: list[int]) -> None:

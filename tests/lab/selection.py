@@ -9,7 +9,7 @@ from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]
 
-FOLDERS = ("linux", "stock", "guest", "kvm")
+FOLDERS = ("linux", "stock", "guest", "kvm", "colo")
 """In the order they run: what matters most first, should the time not be enough."""
 
 NOT_IN_LAB = {
@@ -18,6 +18,8 @@ NOT_IN_LAB = {
     "kvm/test_hostile_guest.py::test_any_sequence_on_the_interrupt_controllers_too":
         "random writes to the in-kernel PIC and IOAPIC once stopped the lab's whole kernel",
     "kvm/test_no_kvm.py": "is about a host without /dev/kvm",
+    "colo/test_arbiter.py": "touches no KVM",
+    "colo/test_pair.py::test_etcd_decides": "there is no etcd there",
 }
 """A file, or a test in it (with its class, if it has one), and why it is not repeated."""
 
@@ -31,6 +33,12 @@ TOO_LONG = {
     "linux/test_disk.py::test_a_flush_that_failed_on_the_host_fails_fsync_in_the_guest_and_so_does_the_next_one":
         "one more boot of Linux",
     "kvm/test_hung_disk.py": A_PROCESS_EACH,
+    "colo/test_life_of_a_pair.py": A_PROCESS_EACH,
+    "colo/test_pair.py::test_protected_again_and_again": A_PROCESS_EACH,
+    "colo/test_pair.py::test_what_the_monitor_says": A_PROCESS_EACH,
+    "colo/test_pair.py::test_a_conversation_is_kept_and_judged": A_PROCESS_EACH,
+    "colo/test_pair.py::test_told_that_the_other_side_is_gone_while_it_is_not": A_PROCESS_EACH,
+    "colo/test_pair.py::test_a_primary_that_was_only_stopped_finds_that_it_has_lost": "is about time",
     "kvm/test_virtio_blk.py::test_an_error_of_the_hosts_disk_is_one_of_the_guests": A_PROCESS_EACH,
     "guest/test_kut.py::test_an_image_that_hangs_one_that_crashes_and_one_that_is_none": A_PROCESS_EACH,
     "guest/test_kut.py::test_another_projects_tests_use_the_fixture": A_PROCESS_EACH,
