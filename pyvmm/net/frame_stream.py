@@ -1,0 +1,77 @@
+"""Frames on the connection between two proxies, each with its epoch.
+
+::
+
+    u32 size of what follows   u8 direction: 0 to the guest, 1 from it   u64 epoch   struct virtio_net_hdr, 12   frame
+
+All big-endian but the header, which goes along as it is: offloads pass from one side to the other. A frame of the epoch
+tells that all before it on this connection belongs to earlier ones; ``marker`` tells it without a frame.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import msgspec
+
+from pyvmm.errors import ChannelError
+from pyvmm.native import lib
+from pyvmm.net.filter import Direction, Frame
+
+_HEAD = struct.Struct(">IBQ")
+_SIZE = struct.Struct(">I")
+_AHEAD = _HEAD.size - _SIZE.size
+_DIRECTIONS = (Direction.RX, Direction.TX)
+NET_HEADER: int = lib.PV_NET_HEADER
+LARGEST: int = _AHEAD + lib.PV_NET_UNIT
+
+
+class EpochFrame(msgspec.Struct, frozen=True):
+    """``frame`` is ``None`` in a marker: the epoch has begun."""
+
+    direction: Direction
+    epoch: int
+    frame: Frame | None
+
+
+def encode(direction: Direction, epoch: int, frame: Frame) -> bytes:
+    """One frame for the other side."""
+    size = _AHEAD + len(frame.header) + len(frame.data)
+    return _HEAD.pack(size, _DIRECTIONS.index(direction), epoch) + frame.header + frame.data
+
+
+def marker(direction: Direction, epoch: int) -> bytes:
+    """All that follows is of this epoch, or later ones."""
+    return _HEAD.pack(_AHEAD, _DIRECTIONS.index(direction), epoch)
+
+
+class FrameDecoder:
+    """What comes from the other side, in whatever pieces. It holds one incomplete frame at most."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._epoch = 0
+
+    def feed(self, data: bytes) -> list[EpochFrame]:
+        """The frames that are complete now. ChannelError: a length, direction or epoch that cannot be."""
+        self._buffer += data
+        found, at = [], 0
+        while len(self._buffer) - at >= _SIZE.size:
+            (size,) = _SIZE.unpack_from(self._buffer, at)
+            if size != _AHEAD and not _AHEAD + NET_HEADER + lib.PV_NET_FRAME_MIN <= size <= LARGEST:
+                raise ChannelError(f"the other side's proxy sent a frame of {size} bytes")
+            if len(self._buffer) - at < _SIZE.size + size:
+                break
+            found.append(self._decode(at))
+            at += _SIZE.size + size
+        del self._buffer[:at]
+        return found
+
+    def _decode(self, at: int) -> EpochFrame:
+        size, direction, epoch = _HEAD.unpack_from(self._buffer, at)
+        if direction >= len(_DIRECTIONS) or epoch < self._epoch:
+            raise ChannelError(f"the other side's proxy sent a frame of direction {direction} and epoch {epoch}")
+        self._epoch = epoch
+        body = bytes(self._buffer[at + _HEAD.size : at + _SIZE.size + size])
+        frame = Frame(body[:NET_HEADER], body[NET_HEADER:]) if body else None
+        return EpochFrame(_DIRECTIONS[direction], epoch, frame)
