@@ -13,6 +13,7 @@ The order of calls of a checkpoint that starts epoch ``n``::
 from __future__ import annotations
 
 import enum
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,8 @@ from pyvmm.errors import ChannelError, ConfigError, StateError
 from pyvmm.native import ffi, lib
 from pyvmm.net.filter import Frame
 from pyvmm.net.flow import PACKET_CLASSES, Flow, flow_of
+
+_HEADER: int = lib.PV_NET_HEADER
 
 
 class Mode(enum.Enum):
@@ -152,6 +155,9 @@ class Compare:
             raise MemoryError("colo-compare")
         self._native = ffi.gc(native, lib.pv_compare_free)
         self.mode = Mode.PASS
+        self._taking = threading.Lock()
+        self._unit = ffi.new("uint8_t[]", lib.PV_NET_UNIT)
+        self._bytes = ffi.buffer(self._unit)
 
     def set_mode(self, mode: Mode, epoch: int, now: int) -> None:
         """PASS: all of the primary's goes out, the rest is forgotten. From PASS to another: frames are of ``epoch``
@@ -179,11 +185,10 @@ class Compare:
 
     def release(self) -> list[Frame]:
         """What may go to clients, oldest first, each once."""
-        unit = ffi.new("uint8_t[]", lib.PV_NET_UNIT)
         frames = []
-        while size := lib.pv_compare_take(self._native, unit):
-            whole = bytes(ffi.buffer(unit, size))
-            frames.append(Frame(whole[: lib.PV_NET_HEADER], whole[lib.PV_NET_HEADER :]))
+        with self._taking:
+            while size := lib.pv_compare_take(self._native, self._unit):
+                frames.append(Frame(self._bytes[:_HEADER], self._bytes[_HEADER:size]))
         return frames
 
     def scan(self, now: int) -> None:
@@ -244,6 +249,6 @@ class Compare:
 
 
 def _header(frame: Frame) -> Any:
-    if len(frame.header) != lib.PV_NET_HEADER:
-        raise ValueError(f"a virtio_net_hdr has {lib.PV_NET_HEADER} bytes, not {len(frame.header)}")
+    if len(frame.header) != _HEADER:
+        raise ValueError(f"a virtio_net_hdr has {_HEADER} bytes, not {len(frame.header)}")
     return frame.header
