@@ -212,6 +212,7 @@ class Secondary:
             if not won:
                 raise ColoLost(f"the other side owns the guest since term {session.term + 1}")
         except PyvmmError as error:
+            side.output("discard")  # nobody is to wait for it
             session.end("error", str(error))
             raise
         self._on_loop(self._replica.release)

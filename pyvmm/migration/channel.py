@@ -58,6 +58,8 @@ class Channel:
 
     def send(self, kind: int, payload: bytes | memoryview | Any = b"") -> None:
         """Send one frame; ChannelError if the peer is gone or does not take it."""
+        if self._detached:
+            raise ChannelError("the connection speaks another protocol by now")
         view = memoryview(payload)
         start = struct.pack("<III", kind, self._sent, view.nbytes)
         head = start + struct.pack("<I", _checksum(start, view))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
@@ -37,10 +38,21 @@ def refused(*arguments: str, timeout: float = 30) -> str:
     return text
 
 
+GONE = 2.0
+"""Seconds."""
+
+
+class Wrapper(Protocol):
+    """What a program can be started under."""
+
+    def command(self, *words: str) -> list[str]:
+        """What to start instead of ``words``."""
+
+
 class Running:
     """A ``pyvmm`` that runs on: read from it, signal it, wait for its end. A context manager that leaves nothing."""
 
-    def __init__(self, *arguments: str, inside: Namespace | None = None, **options: Any) -> None:
+    def __init__(self, *arguments: str, inside: Namespace | Wrapper | None = None, **options: Any) -> None:
         streams: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         command = [str(PYVMM), *arguments]
         if inside is not None:
@@ -64,16 +76,24 @@ class Running:
         out, err = self.process.communicate(timeout=seconds)
         return self.process.returncode, out or b"", err or b""
 
+    def kill(self) -> None:
+        """SIGKILL, also to what it was started under."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
     def __enter__(self) -> Running:
         return self
 
     def __exit__(self, *_error: object) -> None:
         if self.process.poll() is None:
-            self.process.kill()
+            self.kill()
         self.process.wait(10)
         for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
             if stream is not None:
                 with contextlib.suppress(BrokenPipeError):
                     stream.close()
+        deadline = time.monotonic() + GONE
         with pytest.raises(ProcessLookupError):  # it left no child in its session
-            os.killpg(self.process.pid, 0)
+            while time.monotonic() < deadline:
+                os.killpg(self.process.pid, 0)
+                time.sleep(0.01)  # one that was killed with it may still be on its way
