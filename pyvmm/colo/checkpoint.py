@@ -31,7 +31,7 @@ STATE_MAX = 16 << 20
 
 
 class Batch(NamedTuple):
-    """Pages of one region, as native/ram_stream.h packs them (``flags`` 0)."""
+    """Pages of one region, as native/ram_stream.h packs them; ``flags``: delta.py."""
 
     region: int
     flags: int

@@ -69,7 +69,7 @@ class Primary:
         except BaseException as error:
             session.end("error", str(error))
             raise
-        self._staging = Staging(session.config.staging)
+        self._staging = Staging(session.config.staging, self._side.machine.memory.regions)
         entered()
         reason: ExitReason = "none"
         problem: str | None = None
@@ -163,6 +163,7 @@ class Primary:
                 self._on_loop(side.go_on)
                 times.pause = time.perf_counter() - stopped
             conversation.send(Message.VMSTATE_SEND)
+            staging.shrink(self._parameters().x_colo_delta)
             times.size = size_of(staging.size, len(copied.state))
             conversation.send_state(with_checksum(self._pieces(copied)), times.size)
         finally:

@@ -16,9 +16,10 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from pyvmm.colo.delta import FLAG_CODED, check_batch
 from pyvmm.errors import ChannelError, HostError
 from pyvmm.machine.dirty_tracker import DirtyTracker
-from pyvmm.memory.guest_memory import PAGE_SIZE, GuestMemory
+from pyvmm.memory.guest_memory import GuestMemory
 from pyvmm.native import ffi, lib
 
 
@@ -42,19 +43,15 @@ class ReplicaMemory:
             region.keep_private()
         self._dirty.start()
 
-    def check(self, region: int, batch: memoryview) -> int:
+    def check(self, region: int, flags: int, batch: memoryview) -> int:
         """Pages in ``batch`` (hostile). ChannelError if one is not in ``region``, or a run is not whole."""
         regions = self._memory.regions
         if region >= len(regions):
             raise ChannelError(f"pages of region {region}; there are {len(regions)}")
-        pages = regions[region].size // PAGE_SIZE
-        count = int(lib.pv_ram_check(ffi.from_buffer(batch), len(batch), pages)) if len(batch) else 0
-        if count < 0:
-            raise ChannelError(f"a batch whose pages are not in region {regions[region].name}")
-        return count
+        return check_batch(regions[region], flags, batch)
 
-    def roll_forward(self, batches: Sequence[tuple[int, memoryview]]) -> RollForward:
-        """Undo what the replica wrote, then put checked ``batches``, (region, batch), into place.
+    def roll_forward(self, batches: Sequence[tuple[int, int, memoryview]]) -> RollForward:
+        """Undo what the replica wrote, then put checked ``batches``, (region, flags, batch), into place.
 
         HostError: memory is neither the one nor the other now, and the machine is good for nothing.
         """
@@ -63,11 +60,11 @@ class ReplicaMemory:
             dropped += pages.count
             runs, count = pages.native_runs()
             _check(lib.pv_replica_drop(ffi.cast("uint8_t *", pages.region.hva), runs, count), "forgotten")
-        for index, batch in batches:
+        for index, flags, batch in batches:
             if len(batch):
                 region = self._memory.regions[index]
-                _check(lib.pv_replica_write(region.fd, ffi.from_buffer(batch), len(batch)), "written")
-                written += int(lib.pv_ram_check(ffi.from_buffer(batch), len(batch), region.size // PAGE_SIZE))
+                count = lib.pv_replica_write(region.fd, ffi.from_buffer(batch), len(batch), flags & FLAG_CODED)
+                written += _check(count, "written")
         return RollForward(dropped, written)
 
     def release(self) -> None:
@@ -75,6 +72,7 @@ class ReplicaMemory:
         self._dirty.stop()
 
 
-def _check(result: int, what: str) -> None:
+def _check(result: int, what: str) -> int:
     if result < 0:
         raise HostError(f"pages of the replica cannot be {what}: {os.strerror(-result)}")
+    return result

@@ -167,9 +167,7 @@ class Secondary:
         payload = conversation.expect_state(buffer)
         checkpoint = decode_checkpoint(payload, term=session.term, epoch=session.epoch + 1)
         for batch in checkpoint.batches:
-            if batch.flags:
-                raise ChannelError(f"a batch of pages with flags {batch.flags:#x}")
-            self._replica.check(batch.region, batch.data)
+            self._replica.check(batch.region, batch.flags, batch.data)
         apply = self._on_loop(lambda: side.prepare(checkpoint.state))
         with session.loading():
             # It is held: from here on it counts, and the primary may let out what its guest said before it.
@@ -189,7 +187,7 @@ class Secondary:
 
     def _load(self, checkpoint: Checkpoint, apply: Callable[[], object]) -> None:
         T.colo_flush_ram_cache_begin.on and T.colo_flush_ram_cache_begin(checkpoint.epoch)
-        rolled = self._replica.roll_forward([(batch.region, batch.data) for batch in checkpoint.batches])
+        rolled = self._replica.roll_forward(checkpoint.batches)
         T.colo_flush_ram_cache_end.on and T.colo_flush_ram_cache_end(checkpoint.epoch, rolled.dropped, rolled.written)
         self._session.counters.rolled_back_pages += rolled.dropped
         self._side.load(apply)  # type: ignore[arg-type]

@@ -2,7 +2,8 @@
 
 One pass over the pages, while the guest stands still: copied, looked at, and left out if they are zeros. The buffer is
 touched once, beforehand, and used again and again: finding memory for it would cost more than the copy. It is bounded;
-what does not fit (:attr:`Staging.overflowed`) is sent with the guest standing still, buffer after buffer.
+what does not fit (:attr:`Staging.overflowed`) is sent with the guest standing still, buffer after buffer. When the
+guest runs again, the copy is made smaller in its place (delta.py); what that has to remember counts in the bound.
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pyvmm.colo.checkpoint import BATCH
+from pyvmm.colo.delta import FLAG_CODED, DeltaKind, PageDeltas
 from pyvmm.errors import HostError
 from pyvmm.machine.dirty_tracker import PageSet
-from pyvmm.memory.guest_memory import PAGE_SIZE
+from pyvmm.memory.guest_memory import PAGE_SIZE, Region
 from pyvmm.native import address_of, ffi, lib
 
 SIZE_MIN = 1 << 20
 FAULT_AHEAD = 2
 """As many times the last checkpoint's bytes are touched beforehand for the next one."""
+DELTA_SHARE = 4
+"""Of the bound, one part in so many is for what the pages' changes are told from."""
 
 
 class _Region:
@@ -40,8 +44,9 @@ class _Region:
 class Staging:
     """``limit`` bytes at most. One thread at a time."""
 
-    def __init__(self, limit: int) -> None:
-        self.limit = max(limit, SIZE_MIN)
+    def __init__(self, limit: int, memory: Sequence[Region]) -> None:
+        self.deltas = PageDeltas(memory, limit // DELTA_SHARE)
+        self.limit = max(limit - limit // DELTA_SHARE, SIZE_MIN)
         self.pages = self.zero_pages = 0
         """Of the checkpoint staged last."""
         self.overflowed = False
@@ -52,11 +57,14 @@ class Staging:
         self._view = memoryview(self._map)
         self._used = 0
         self._touched = 0
+        self._pieces: list[tuple[int, int]] = []
+        """(offset, bytes) of what is to be sent of the buffer."""
         self._regions: list[_Region] = []
         self.prepare(SIZE_MIN)
 
     def prepare(self, size: int | None = None) -> None:
         """Have memory for the next checkpoint: ``size`` bytes, or what the last ones suggest. While the guest runs."""
+        self.deltas.prepare()
         wanted = min(self.limit, size if size is not None else self._used * FAULT_AHEAD)
         if wanted > self._touched:
             start = self._touched & -PAGE_SIZE
@@ -71,14 +79,32 @@ class Staging:
         """Copy the pages of ``sets``, which are all of memory's regions in order. The guest stands still."""
         self._regions = [_Region(index, pages) for index, pages in enumerate(sets) if pages.count]
         self.size = self._used = self._fill(self._regions)
+        self._pieces = [(0, self._used)]
         self.overflowed = any(not self._done(region) for region in self._regions)
         self._count()
         if self.overflowed:
             self._measure()
 
+    def shrink(self, kind: DeltaKind) -> None:
+        """Make what was staged smaller, in its place. It must be sent then. The guest may run, but if it overflowed."""
+        self._pieces = [(0, self._used)]
+        if kind == "off" or self.overflowed:
+            self.deltas.forget()
+            return
+        self.deltas.begin()
+        self._pieces, at, self.size = [], 0, 0
+        while at < self._used:
+            region, _, size = BATCH.unpack_from(self._map, at)
+            coded = self.deltas.encode(region, self._start + at + BATCH.size, size, lz4=kind == "lz4")
+            BATCH.pack_into(self._map, at, region, FLAG_CODED if coded < size else 0, coded)
+            self._pieces.append((at, BATCH.size + coded))
+            self.size += BATCH.size + coded
+            at += BATCH.size + size
+
     def pieces(self) -> Iterator[memoryview]:
         """All batches, :attr:`size` bytes. What overflowed is packed now: the guest must stand still until the end."""
-        yield self._view[: self._used]
+        for at, size in self._pieces:
+            yield self._view[at : at + size]
         if not self.overflowed:
             return
         left = self.size - self._used
@@ -92,6 +118,7 @@ class Staging:
     def close(self) -> None:
         """Give the buffer back."""
         self._view.release()
+        self.deltas.close()
         self._regions = []
         self._start = ffi.NULL
         self._map.close()
@@ -129,6 +156,7 @@ class Staging:
         for region in self._regions:
             region.rewind()
         self._used = self._fill(self._regions)
+        self._pieces = [(0, self._used)]
 
 
 MADV_POPULATE_WRITE: Any = 23

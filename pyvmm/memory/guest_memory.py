@@ -14,7 +14,7 @@ import mmap
 import os
 from collections.abc import Iterable, Iterator, Sequence
 
-from pyvmm.errors import ConfigError, GuestMemoryError, HostError
+from pyvmm.errors import ConfigError, GuestMemoryError, HostError, StateError
 from pyvmm.memory.dirty import DirtyBitmap
 from pyvmm.native import address_of, fallocate_punch_hole, ffi, lib
 
@@ -58,7 +58,7 @@ class Region:
     def discard(self) -> None:
         """Give all pages back to the host; they read as zeros. KVM follows through its MMU notifier."""
         fallocate_punch_hole(self.fd, self.size)
-        if self._file_mapped:
+        if self.private:  # copies of its own, or another file's pages, are still there
             self._remap(self.fd, 0, private=self._made_private)
             self._file_mapped = False
         self.dirty.mark(0, self.size // PAGE_SIZE)
@@ -94,7 +94,12 @@ class Region:
         return runs
 
     def keep_private(self) -> None:
-        """From now on the memfd stays as it is and what anybody here writes is a copy. No vCPU runs."""
+        """From now on the memfd stays as it is and what anybody here writes is a copy. No vCPU runs.
+
+        StateError: something else than the memfd is mapped, whose content would be lost.
+        """
+        if self.private:
+            raise StateError(f"memory region {self.name} is mapped privately already")
         self._remap(self.fd, 0, private=True)
 
     def _in_file(self) -> list[tuple[int, int]]:

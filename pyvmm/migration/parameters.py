@@ -76,6 +76,8 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forb
     """Milliseconds that each wait within a checkpoint may take. pyvmm's own."""
     x_colo_mode: Literal["hybrid", "periodic"] = "hybrid"
     """Whether the secondary's guest runs, too. pyvmm's own."""
+    x_colo_delta: Literal["off", "xor", "lz4"] = "xor"
+    """How checkpoints are made smaller (colo/delta.py). pyvmm's own."""
     x_stall_timeout: Annotated[int, Meta(ge=100, le=3_600_000)] = 10_000
     """How long the peer may do nothing before it counts as gone. pyvmm's own."""
 

@@ -15,7 +15,7 @@ HERE = Path(__file__).resolve().parent
 SOURCES = [
     "kvm_ioctl.c", "vcpu_run.c", "coalesced_ring.c", "guest_memory.c", "dirty_bitmap.c", "user_entry.c",
     "exception_frame.c", "virtqueue.c", "virtio_interrupt.c", "dirty_log.c", "ram_stream.c", "ram_file.c",
-    "replica.c",
+    "replica.c", "page_delta.c", "page_lz4.c",
     "net_backend.c", "net_frames.c", "net_pump.c", "net_filtered.c",
     "block_image.c", "block_overlay.c", "block_request.c", "block_device.c",
     "proxy_packet.c", "proxy_flow.c", "proxy_compare.c", "proxy_queues.c", "proxy_epochs.c", "proxy_tcp.c",
@@ -23,12 +23,12 @@ SOURCES = [
 ]  # fmt: skip
 CDEFS = [
     "kvm_api.cdef.h", "core.cdef.h", "virtqueue.cdef.h", "virtio_interrupt.cdef.h", "dirty_log.cdef.h",
-    "ram_stream.cdef.h", "ram_file.cdef.h", "replica.cdef.h", "net_pump.cdef.h", "block.cdef.h",
+    "ram_stream.cdef.h", "ram_file.cdef.h", "replica.cdef.h", "page_delta.cdef.h", "net_pump.cdef.h", "block.cdef.h",
     "proxy.cdef.h",
 ]  # fmt: skip
 HEADERS = [
     "kvm_api.h", "core.h", "user_entry.h", "virtqueue.h", "virtio_interrupt.h", "dirty_log.h", "ram_stream.h",
-    "ram_file.h", "replica.h", "net_pump.h", "block_image.h", "block_overlay.h", "block_device.h",
+    "ram_file.h", "replica.h", "page_delta.h", "net_pump.h", "block_image.h", "block_overlay.h", "block_device.h",
     "proxy_packet.h", "proxy_flow.h", "proxy_compare.h", "proxy_rewriter.h",
 ]  # fmt: skip
 

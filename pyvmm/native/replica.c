@@ -4,6 +4,7 @@
 #include "replica.h"
 
 #include "core.h"
+#include "page_delta.h"
 #include "ram_stream.h"
 
 #include <errno.h>
@@ -13,6 +14,7 @@
 #include <unistd.h>
 
 #define RECORD 8
+#define AT_ONCE 32 /* pages that are read, decoded and written with one call each */
 
 /* Forget the replica's own copies of the pages in `ranges`, which ascend; 0 or -errno. */
 int pv_replica_drop(uint8_t *hva, const struct pv_page_range *ranges, uint64_t count)
@@ -42,23 +44,71 @@ static int write_all(int fd, const uint8_t *from, uint64_t size, uint64_t at)
 	return 0;
 }
 
-/* Put a checked batch into the file; pages of zeros become holes. 0 or -errno: then the file is half old, half new. */
-int pv_replica_write(int fd, const uint8_t *batch, uint64_t size)
+static int read_all(int fd, uint8_t *to, uint64_t size, uint64_t at)
 {
+	while (size) {
+		ssize_t done = pread(fd, to, size, (off_t)at);
+		if (done < 0 && errno == EINTR)
+			continue;
+		if (done <= 0)
+			return done < 0 ? -errno : -EIO;
+		to += done;
+		at += (uint64_t)done;
+		size -= (uint64_t)done;
+	}
+	return 0;
+}
+
+/* Coded pages (page_delta.h) over what the file has there; bytes of `coded` they took, or -errno. */
+static int64_t write_coded(int fd, const uint8_t *coded, uint64_t offset, uint64_t count)
+{
+	uint8_t pages[AT_ONCE * PV_PAGE];
+	int64_t used = 0;
+
+	while (count) {
+		uint64_t now = count < AT_ONCE ? count : AT_ONCE;
+		int result = read_all(fd, pages, now * PV_PAGE, offset);
+		if (result)
+			return result;
+		for (uint64_t i = 0; i < now; i++)
+			used += pv_page_decode(pages + i * PV_PAGE, coded + used);
+		result = write_all(fd, pages, now * PV_PAGE, offset);
+		if (result)
+			return result;
+		offset += now * PV_PAGE;
+		count -= now;
+	}
+	return used;
+}
+
+/*
+ * Put a batch into the file, which pv_ram_check has checked, or pv_delta_check if it may hold `coded` pages; pages of
+ * zeros become holes. Pages, or -errno: then the file is half old, half new.
+ */
+int64_t pv_replica_write(int fd, const uint8_t *batch, uint64_t size, int coded)
+{
+	uint32_t kinds = PV_RUN_ZERO | (coded ? PV_RUN_CODED : 0);
+	int64_t total = 0;
+
 	for (uint64_t at = 0; at < size;) {
 		uint32_t head[2];
 		memcpy(head, batch + at, sizeof(head));
 		at += RECORD;
-		uint64_t offset = (uint64_t)head[0] * PV_PAGE, bytes = (uint64_t)(head[1] & ~PV_RUN_ZERO) * PV_PAGE;
+		uint64_t offset = (uint64_t)head[0] * PV_PAGE, count = head[1] & ~kinds;
+		int64_t used = (int64_t)(count * PV_PAGE);
+		total += (int64_t)count;
 		if (head[1] & PV_RUN_ZERO) {
-			if (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)bytes))
+			if (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)used))
 				return -errno;
 			continue;
 		}
-		int result = write_all(fd, batch + at, bytes, offset);
-		if (result)
-			return result;
-		at += bytes;
+		if (head[1] & kinds)
+			used = write_coded(fd, batch + at, offset, count);
+		else
+			used = write_all(fd, batch + at, (uint64_t)used, offset) ?: used; /* an error, if there is one */
+		if (used < 0)
+			return used;
+		at += (uint64_t)used;
 	}
-	return 0;
+	return total;
 }

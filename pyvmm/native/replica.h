@@ -3,7 +3,7 @@
  * replica writes is the kernel's copy-on-write, and is undone by dropping those copies; what a checkpoint brings goes
  * into the file, where every page that has no copy shows it at once.
  *
- * Both happen while nothing runs. A batch (ram_stream.h) was checked before (pv_ram_check).
+ * Both happen while nothing runs. A batch (ram_stream.h) was checked before (pv_ram_check, pv_delta_check).
  */
 #ifndef PYVMM_REPLICA_H
 #define PYVMM_REPLICA_H
@@ -15,6 +15,6 @@
 #define PV_DROP_GAP 8
 
 int pv_replica_drop(uint8_t *hva, const struct pv_page_range *ranges, uint64_t count);
-int pv_replica_write(int fd, const uint8_t *batch, uint64_t size);
+int64_t pv_replica_write(int fd, const uint8_t *batch, uint64_t size, int coded);
 
 #endif

@@ -142,7 +142,7 @@ SIMPLER = {"snapshot-save", "snapshot-load"}
 """QEMU's are jobs that write into nodes of disk images; here a tag names a file."""
 OWN_COMMANDS = {"colo-checkpoint-now", "query-colo-stats", "x-colo-protect"}
 OWN_MEMBERS = {
-    "migrate-set-parameters": {"x-stall-timeout", "x-checkpoint-timeout", "x-colo-mode"},
+    "migrate-set-parameters": {"x-stall-timeout", "x-checkpoint-timeout", "x-colo-mode", "x-colo-delta"},
 }
 """What pyvmm has beyond QEMU, marked as such by its name."""
 

@@ -95,6 +95,7 @@ class MigrationParameters(QmpStruct):
     x_checkpoint_delay: Annotated[int, Meta(ge=1, le=86_400_000)] | None = None
     x_checkpoint_timeout: Annotated[int, Meta(ge=100, le=3_600_000)] | None = None
     x_colo_mode: Literal["hybrid", "periodic"] | None = None
+    x_colo_delta: Literal["off", "xor", "lz4"] | None = None
     x_stall_timeout: Annotated[int, Meta(ge=100, le=3_600_000)] | None = None
 
 

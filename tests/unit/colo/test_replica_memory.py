@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyvmm.colo.replica_memory import ReplicaMemory
-from pyvmm.errors import ChannelError
+from pyvmm.errors import ChannelError, StateError
 from pyvmm.machine.dirty_tracker import PageSet
 from pyvmm.memory.guest_memory import PAGE_SIZE, GuestMemory, Region, join_runs
 from pyvmm.native import ffi, lib
@@ -111,10 +111,10 @@ def test_rolling_forward_is_the_checkpoint_and_nothing_of_the_replica(
             assert copies == written  # what has a copy is what will be rolled back, exactly
             held |= checkpoint
             batches = [
-                (index, memoryview(batch_of({p: c for (i, p), c in checkpoint.items() if i == index})))
+                (index, 0, memoryview(batch_of({p: c for (i, p), c in checkpoint.items() if i == index})))
                 for index in (0, 1)
             ]
-            assert sum(ram.check(index, batch) for index, batch in batches) == len(checkpoint)
+            assert sum(ram.check(*batch) for batch in batches) == len(checkpoint)
             rolled = ram.roll_forward(batches)
             assert (rolled.dropped, rolled.written) == (len(written), len(checkpoint))
             assert seen() == expected(held)
@@ -145,14 +145,29 @@ def test_rolling_forward_is_the_checkpoint_and_nothing_of_the_replica(
 )
 def test_a_batch_that_does_not_fit_is_refused(region: int, batch: bytes) -> None:
     with replica() as (_, ram), pytest.raises(ChannelError):
-        ram.check(region, memoryview(batch))
+        ram.check(region, 0, memoryview(batch))
 
 
 @settings(max_examples=100, deadline=None)
 @given(batch=st.binary(max_size=200))
 def test_whatever_comes_is_judged(batch: bytes) -> None:
     with replica() as (_, ram), contextlib.suppress(ChannelError):
-        ram.check(0, memoryview(batch))
+        ram.check(0, 0, memoryview(batch))
+
+
+def test_a_reset_after_a_failover_leaves_nothing() -> None:
+    """Neither the checkpoint's pages nor the guest's own."""
+    with replica() as (memory, ram):
+        memory.write(0, b"checkpoint")
+        ram.protect()
+        with pytest.raises(StateError, match="low is mapped privately already"):
+            ram.protect()
+        memory.write(PAGE_SIZE, b"own")
+        ram.release()
+        memory.discard()
+        assert not any(any(region.pages(0, PAGES)) or region.private for region in memory.regions)
+        memory.write(0, b"the next one")
+        assert memory.regions[0].present() == [(0, 1)]
 
 
 RUNS = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 9)), max_size=8).map(
