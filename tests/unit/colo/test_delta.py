@@ -164,22 +164,20 @@ def test_a_bound_too_small_for_anything_means_whole_pages() -> None:
     assert not lib.pv_delta_new([1] * 17, 17, 1 << 20)
 
 
-PAGE = st.one_of(
-    st.binary(min_size=1, max_size=40).map(lambda piece: (piece * PAGE_SIZE)[:PAGE_SIZE]),
-    st.tuples(st.integers(0, 1 << 30), st.integers(1, 255)).map(
-        lambda how: bytes(random.Random(how[0]).randrange(how[1]) for _ in range(PAGE_SIZE))
-    ),
-    st.lists(st.tuples(st.integers(0, PAGE_SIZE - 9), st.binary(min_size=1, max_size=9)), max_size=60).map(
-        lambda writes: _with(writes)
-    ),
-)
-
-
 def _with(writes: list[tuple[int, bytes]]) -> bytes:
     page = bytearray(PAGE_SIZE)
     for at, data in writes:
         page[at : at + len(data)] = data
     return bytes(page)
+
+
+PAGE = st.one_of(
+    st.binary(min_size=1, max_size=40).map(lambda piece: (piece * PAGE_SIZE)[:PAGE_SIZE]),
+    st.tuples(st.integers(0, 1 << 30), st.integers(1, 255)).map(
+        lambda how: bytes(random.Random(how[0]).randrange(how[1]) for _ in range(PAGE_SIZE))
+    ),
+    st.lists(st.tuples(st.integers(0, PAGE_SIZE - 9), st.binary(min_size=1, max_size=9)), max_size=60).map(_with),
+)
 
 
 @settings(max_examples=150, deadline=None)
