@@ -102,10 +102,13 @@ def run(folder: Path, fault: Fault) -> str:
     under = Under(folder / "faults", (f"{FILES[fault.at].format(port=port)}:{fault.what}:{fault.nth}:1",))
     delay = ("--colo-mode", fault.mode, "--checkpoint-delay", "30", "--insecure")
     with pairs(folder, dirtier(20, 5, 0)) as pair:
-        secondary = pair.secondary("--insecure", uri=uri, inside=under if fault.side == "secondary" else None)
+        names = f"{folder.name}-primary", f"{folder.name}-secondary"  # several pairs may live at once
+        secondary = pair.secondary(
+            "--insecure", uri=uri, name=names[1], inside=under if fault.side == "secondary" else None
+        )
         primary = pair.primary(
             None, *delay, "--heartbeat", "100", "--heartbeat-loss", "5",
-            inside=under if fault.side == "primary" else None,
+            name=names[0], inside=under if fault.side == "primary" else None,
         )  # fmt: skip
         with contextlib.suppress(HostError):  # it may die of that at once
             primary.qmp.execute("x-colo-protect", {"uri": uri})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,9 @@ from tests.framework.migrating import dirtier, free_port
 from tests.framework.pairs import pairs, wait_protected
 from tests.lab.selection import long_form
 
-FEW = 32
+AT_ONCE = 3
+"""Each mostly waits."""
+FEW = 90
 MANY = 1000
 SEED = int(os.environ.get("PYVMM_FAULT_SEED", "0")) or int(time.time()) & 0xFFFFFF
 """$PYVMM_FAULT_SEED replays a run."""
@@ -46,16 +50,24 @@ def counts(tmp_path_factory: pytest.TempPathFactory) -> faults.Counts:
 
 
 def test_faults(counts: faults.Counts, tmp_path: Path) -> None:
-    """All of a sample; the first that goes wrong is told with the seed."""
-    owners: dict[str, int] = {}
+    """All of a sample, some at a time; those that go wrong are told with the seed."""
     number = MANY if long_form() else FEW
-    for turn, fault in enumerate(faults.sample(counts, number, SEED)):
+    owners, wrong = Counter[str](), []
+
+    def one(turn: int, fault: faults.Fault) -> str:
         folder = tmp_path / str(turn)
         folder.mkdir()
-        try:
-            owner = faults.run(folder, fault)
-        except AssertionError as error:
-            raise AssertionError(f"{fault} (PYVMM_FAULT_SEED={SEED}, turn {turn}): {error}") from error
-        owners[owner] = owners.get(owner, 0) + 1
-        print(turn, fault, owner)
-    print(f"seed {SEED}: {number} faults: {owners}")
+        return faults.run(folder, fault)
+
+    with ThreadPoolExecutor(AT_ONCE, "fault") as pool:
+        running = [
+            (turn, fault, pool.submit(one, turn, fault))
+            for turn, fault in enumerate(faults.sample(counts, number, SEED))
+        ]
+        for turn, fault, future in running:
+            try:
+                owners[future.result()] += 1
+            except Exception as error:
+                wrong.append(f"{fault} (turn {turn}): {error!r:.1000}")
+    print(f"PYVMM_FAULT_SEED={SEED}: {number} faults: {dict(owners)}")
+    assert not wrong, f"PYVMM_FAULT_SEED={SEED}:\n" + "\n".join(wrong)
