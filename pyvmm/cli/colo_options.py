@@ -29,6 +29,8 @@ def add_colo_options(parser: argparse.ArgumentParser) -> None:
     add("--checkpoint-delay", metavar="MS", help="longest time between two checkpoints (default 20000; periodic: 100)")
     add("--colo-pair", metavar="NAME", help="name of the pair at the arbiter (default: made up)")
     add("--colo-staging", metavar="SIZE", help="memory for the copy of a checkpoint, at most (default 256M)")
+    add("--colo-delta", choices=("off", "xor", "lz4"), default="xor",
+        help="send pages as what changed in them: xor (default), lz4 (for slow links), off: whole")  # fmt: skip
     add("--colo-record", metavar="FILE", help="keep the conversation of the two (see pyvmm colo replay)")
     add("--heartbeat", metavar="MS", help="time between two heartbeats (default 50)")
     add("--heartbeat-loss", metavar="N", help="heartbeats missed that start a failover (default 4)")
@@ -78,7 +80,7 @@ def set_up_colo(monitor: Monitor, config: ColoConfig, args: argparse.Namespace) 
     manager = monitor.migration
     delay = args.checkpoint_delay
     manager.set_parameters(msgspec.structs.replace(
-        manager.parameters, x_colo_mode=args.colo_mode, tls_creds=args.tls_creds or "",
+        manager.parameters, x_colo_mode=args.colo_mode, x_colo_delta=args.colo_delta, tls_creds=args.tls_creds or "",
         x_checkpoint_delay=parse_number(delay, "--checkpoint-delay", maximum=86_400_000) or 1 if delay else None,
     ))  # fmt: skip
     peer = config.peer

@@ -175,6 +175,7 @@ class Primary:
         side.machine.backend.hold.release()
         times.copy, times.save = copied.copy, copied.save
         times.pages, times.zero_pages = staging.pages, staging.zero_pages
+        times.delta_pages, times.saved = staging.delta_pages, staging.saved
         conversation.expect(Message.VMSTATE_LOADED)
         times.loaded = time.perf_counter() - began
         session.counters.note(times)

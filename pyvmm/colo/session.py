@@ -60,6 +60,10 @@ class CheckpointTimes:
     loaded: float = 0.0
     pages: int = 0
     zero_pages: int = 0
+    delta_pages: int = 0
+    """Sent as changes."""
+    saved: int = 0
+    """Bytes that this made ``size`` smaller."""
     size: int = 0
 
 

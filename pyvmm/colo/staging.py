@@ -47,7 +47,7 @@ class Staging:
     def __init__(self, limit: int, memory: Sequence[Region]) -> None:
         self.deltas = PageDeltas(memory, limit // DELTA_SHARE)
         self.limit = max(limit - limit // DELTA_SHARE, SIZE_MIN)
-        self.pages = self.zero_pages = 0
+        self.pages = self.zero_pages = self.delta_pages = self.saved = 0
         """Of the checkpoint staged last."""
         self.overflowed = False
         self.size = 0
@@ -88,10 +88,12 @@ class Staging:
     def shrink(self, kind: DeltaKind) -> None:
         """Make what was staged smaller, in its place. It must be sent then. The guest may run, but if it overflowed."""
         self._pieces = [(0, self._used)]
+        self.delta_pages = self.saved = 0
         if kind == "off" or self.overflowed:
             self.deltas.forget()
             return
         self.deltas.begin()
+        coded_before, saved_before = int(self.deltas.counts.coded), int(self.deltas.counts.saved)
         self._pieces, at, self.size = [], 0, 0
         while at < self._used:
             region, _, size = BATCH.unpack_from(self._map, at)
@@ -100,6 +102,8 @@ class Staging:
             self._pieces.append((at, BATCH.size + coded))
             self.size += BATCH.size + coded
             at += BATCH.size + size
+        self.delta_pages = int(self.deltas.counts.coded) - coded_before
+        self.saved = int(self.deltas.counts.saved) - saved_before
 
     def pieces(self) -> Iterator[memoryview]:
         """All batches, :attr:`size` bytes. What overflowed is packed now: the guest must stand still until the end."""

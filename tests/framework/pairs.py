@@ -101,6 +101,17 @@ def wait_alone(side: Side, seconds: float = 30) -> dict[str, Any]:
     return now
 
 
+def check_same_memory(primary: Side, secondary: Side) -> None:
+    """All of it, with the guest stopped by hand and that in the secondary."""
+    size, content = int(primary.qmp.execute("query-memory-size-summary")["base-memory"]), []
+    for side in (primary, secondary):
+        file = side.path.parent / f"{side.name}.ram"
+        side.qmp.execute("pmemsave", {"val": 0, "size": size, "filename": str(file)})
+        content.append(file.read_bytes())
+    one, other = content
+    assert [at for at in range(0, size, 4096) if one[at : at + 4096] != other[at : at + 4096]] == []
+
+
 def rounds_in(output: bytes) -> list[int]:
     """Numbers of the rounds that a dirtier says it has done; a line that was cut short at the end does not count."""
     return [int(number) for number in re.findall(ROUND + rb"$", output, re.M)]

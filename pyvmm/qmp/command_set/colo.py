@@ -59,10 +59,12 @@ class ColoStats(QmpStruct):
     bytes: int
     reasons: list[ReasonCount]
     pages: int
-    """Of the last checkpoint; of these ``zero-pages`` are zeros."""
+    """Of the last checkpoint; of these ``zero-pages`` are zeros, and ``delta-pages`` were sent as changes."""
     zero_pages: int
+    delta_pages: int
     size: int
-    """Bytes of the last checkpoint."""
+    """Bytes of the last checkpoint; without the changes it would have been ``saved`` larger."""
+    saved: int
     held_bytes: int
     """Console output that waits."""
     rolled_back_pages: int
@@ -107,6 +109,7 @@ def query_colo_stats(context: CommandContext) -> ColoStats:
         checkpoints=counters.checkpoints, bytes=counters.bytes,
         reasons=[ReasonCount(reason=reason, count=count) for reason, count in counters.reasons.items()],
         pages=last[0].pages if last else 0, zero_pages=last[0].zero_pages if last else 0,
+        delta_pages=last[0].delta_pages if last else 0, saved=last[0].saved if last else 0,
         size=last[0].size if last else 0, held_bytes=context.machine.backend.hold.held,
         rolled_back_pages=counters.rolled_back_pages, failovers=counters.failovers,
         heartbeats_sent=beats.sent if beats else 0, heartbeats_heard=beats.heard if beats else 0,
