@@ -1,7 +1,8 @@
 """filter-rewriter: on the secondary, clients see the primary's sequence numbers and timestamps.
 
-``native/proxy_rewriter.h`` has the rules. It stands between the guest and what redirects its output; after a failover
-it stays there, for the connections that still have an offset.
+``native/proxy_rewriter.h`` has the rules. It stands next to the guest, before all else of the proxy: what redirects its
+output, and once this side is a primary again, what compares it and mirrors its input. After a failover it stays there,
+for the connections that still have an offset.
 """
 
 from __future__ import annotations
