@@ -19,7 +19,7 @@ SOURCES = [
     "net_backend.c", "net_frames.c", "net_pump.c", "net_filtered.c",
     "block_image.c", "block_overlay.c", "block_request.c", "block_device.c",
     "proxy_packet.c", "proxy_flow.c", "proxy_compare.c", "proxy_queues.c", "proxy_epochs.c", "proxy_tcp.c",
-    "proxy_datagram.c", "proxy_rewriter.c", "proxy_rewrite.c",
+    "proxy_ack.c", "proxy_datagram.c", "proxy_rewriter.c", "proxy_rewrite.c",
 ]  # fmt: skip
 CDEFS = [
     "kvm_api.cdef.h", "core.cdef.h", "virtqueue.cdef.h", "virtio_interrupt.cdef.h", "dirty_log.cdef.h",

@@ -61,7 +61,8 @@ struct pv_compare_limits {
 };
 
 struct pv_compare_counters {
-	uint64_t frames[2], bytes[2], released, committed, dropped, refused, bad, equal_bytes, connections_forgotten;
+	uint64_t frames[2], bytes[2], released, committed, dropped, refused, bad, equal_bytes, acknowledged,
+		connections_forgotten;
 	uint64_t due[...];
 	...;
 };

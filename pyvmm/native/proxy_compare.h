@@ -16,6 +16,8 @@
  * Not compared: link-layer addresses, IP identification, checksums, and of TCP window, timestamps, ECN, and bytes sent
  * again below what was found equal. A guest that retransmits other bytes than it sent is not found out.
  *
+ * A segment that acknowledges more than the secondary has is held, and the client told what both have (proxy_ack.c).
+ *
  * Any thread may call: one lock covers all of it, and nothing waits.
  */
 #ifndef PYVMM_PROXY_COMPARE_H
@@ -94,6 +96,7 @@ struct pv_compare_counters {
 	uint64_t dropped;                 /* the secondary's, of an ended epoch, a flow that differs, or no room */
 	uint64_t refused, bad;
 	uint64_t equal_bytes;
+	uint64_t acknowledged;            /* made here: see proxy_ack.c */
 	uint64_t connections_forgotten;
 	uint64_t due[PV_DUE_REASONS];
 };
@@ -131,6 +134,8 @@ struct pv_connection {
 	bool diverged;                    /* until the next commit */
 	bool has_frontier;
 	uint32_t frontier;                /* TCP: all before it was equal */
+	bool has_acked;
+	uint32_t acked;                   /* TCP: the most that a client was told of */
 	uint32_t syn_size;
 	uint16_t syn_flags;
 	uint8_t syn_options[PV_TCP_OPTIONS];
@@ -191,6 +196,8 @@ void pv_stream_append(struct pv_compare_stream *s, struct pv_held *held);
 struct pv_held *pv_stream_take_off(struct pv_compare_stream *s, struct pv_held **at);
 void pv_compare_free_held(struct pv_compare *c, enum pv_compare_side side, struct pv_held *held);
 void pv_compare_send_out(struct pv_compare *c, struct pv_held *held);
+/* A frame of the proxy's own. */
+bool pv_compare_send_copy(struct pv_compare *c, const uint8_t *unit, uint32_t size);
 void pv_compare_release(struct pv_compare *c, struct pv_connection *at, struct pv_held **held);
 void pv_compare_drop(struct pv_compare *c, struct pv_connection *at, struct pv_held **held);
 void pv_compare_drop_stream(struct pv_compare *c, struct pv_connection *at, enum pv_compare_side side);
@@ -203,6 +210,9 @@ void pv_compare_progress(struct pv_compare *c, struct pv_connection *at);
 void pv_tcp_progress(struct pv_compare *c, struct pv_connection *at);
 void pv_tcp_rebase(struct pv_connection *at, uint64_t epoch);
 bool pv_tcp_waits_for_ack(const struct pv_connection *at, const struct pv_held *held);
+/* proxy_ack.c */
+void pv_compare_acknowledge(struct pv_compare *c, struct pv_connection *at, struct pv_held *primary,
+			    const struct pv_held *secondary);
 /* proxy_datagram.c */
 void pv_datagram_progress(struct pv_compare *c, struct pv_connection *at);
 

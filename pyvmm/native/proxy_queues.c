@@ -49,6 +49,20 @@ void pv_compare_send_out(struct pv_compare *c, struct pv_held *held)
 	c->out_count++;
 }
 
+bool pv_compare_send_copy(struct pv_compare *c, const uint8_t *unit, uint32_t size)
+{
+	if (c->held_bytes[PV_PRIMARY] + size > c->limits.max_bytes)
+		return false;
+	struct pv_held *held = calloc(1, sizeof(*held) + size);
+	if (!held)
+		return false;
+	memcpy(held->unit, unit, size);
+	held->size = size;
+	c->held_bytes[PV_PRIMARY] += size;
+	pv_compare_send_out(c, held);
+	return true;
+}
+
 void pv_compare_release(struct pv_compare *c, struct pv_connection *at, struct pv_held **held)
 {
 	c->counters.released++;

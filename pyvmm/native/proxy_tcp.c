@@ -131,6 +131,7 @@ static void begin(struct pv_compare *c, struct pv_connection *at)
 	}
 	at->frontier = at->side[PV_PRIMARY].isn + 1;
 	at->has_frontier = true;
+	at->has_acked = false;
 	at->syn_flags = syn[PV_PRIMARY]->packet.flags;
 	at->syn_size = normalize(syn[PV_PRIMARY], at->syn_options);
 	if (!same_syn(at, syn[PV_SECONDARY]))
@@ -244,27 +245,45 @@ static void compare_resets(struct pv_compare *c, struct pv_connection *at)
 	}
 }
 
+/* A client is told what a segment acknowledges. */
+static void tell(struct pv_connection *at, const struct pv_held *held)
+{
+	if (is(held, PV_TCP_ACK) && (!at->has_acked || pv_after(held->packet.ack, at->acked) > 0)) {
+		at->acked = held->packet.ack;
+		at->has_acked = true;
+	}
+}
+
 /* Send on and drop what is done. */
 static void finish(struct pv_compare *c, struct pv_connection *at)
 {
 	struct pv_compare_stream *primary = &at->side[PV_PRIMARY], *secondary = &at->side[PV_SECONDARY];
 	struct pv_held **held;
+	struct pv_held *waits = NULL;
 	for (held = &primary->first; *held && *held != primary->fresh;) {
 		if (is(*held, PV_TCP_RST) || !is_matched(at, PV_PRIMARY, *held) || !is_acknowledged(at, *held)) {
+			if (!waits && pv_tcp_waits_for_ack(at, *held))
+				waits = *held;
 			held = &(*held)->next;
 		} else if (is(*held, PV_TCP_SYN) && !same_syn(at, *held)) {
 			pv_compare_want(c, at, PV_DUE_SYN, (*held)->seq, *held, 0, NULL, 0);
 			return;
 		} else {
+			tell(at, *held);
 			pv_compare_release(c, at, held);
 		}
 	}
 	for (held = &secondary->first; *held && *held != secondary->fresh;) {
-		if (is(*held, PV_TCP_RST) || !is_matched(at, PV_SECONDARY, *held))
+		if (is(*held, PV_TCP_RST) || !is_matched(at, PV_SECONDARY, *held)) {
 			held = &(*held)->next;
-		else
+		} else {
+			if (waits && (*held)->end == (*held)->seq && is(*held, PV_TCP_ACK))
+				pv_compare_acknowledge(c, at, waits, *held);
 			pv_compare_drop(c, at, held);
+		}
 	}
+	if (waits)
+		pv_compare_acknowledge(c, at, waits, NULL);
 }
 
 /* Whether both sides go on to another connection; what is left of this one has no answer any more. */
@@ -335,6 +354,8 @@ void pv_tcp_rebase(struct pv_connection *at, uint64_t epoch)
 	secondary->ack = primary->ack;
 	secondary->has_end = primary->has_end;
 	secondary->last = primary->last;
+	at->has_acked = primary->has_ack;
+	at->acked = primary->ack;
 	at->has_frontier = primary->has_end;
 	at->frontier = primary->last;
 }

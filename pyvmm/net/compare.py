@@ -240,7 +240,10 @@ class Compare:
         """All since the start, by the names of ``struct pv_compare_counters``; ``due_*`` by reason."""
         native = ffi.new("struct pv_compare_counters *")
         lib.pv_compare_read_counters(self._native, native)
-        names = ("released", "committed", "dropped", "refused", "bad", "equal_bytes", "connections_forgotten")
+        names = (
+            "released", "committed", "dropped", "refused", "bad", "equal_bytes", "acknowledged",
+            "connections_forgotten",
+        )  # fmt: skip
         found = {name: int(getattr(native, name)) for name in names}
         for side, name in enumerate(("primary", "secondary")):
             found[f"{name}_frames"] = int(native.frames[side])

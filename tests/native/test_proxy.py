@@ -10,7 +10,7 @@ from tests.native.harness import NATIVE, attempt, build, run
 
 SOURCES = [
     "proxy_packet.c", "proxy_flow.c", "proxy_compare.c", "proxy_queues.c", "proxy_epochs.c", "proxy_tcp.c",
-    "proxy_datagram.c", "proxy_rewriter.c", "proxy_rewrite.c",
+    "proxy_ack.c", "proxy_datagram.c", "proxy_rewriter.c", "proxy_rewrite.c",
 ]  # fmt: skip
 FRAMES = 120_000
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from hypothesis import event, given, settings
@@ -29,10 +30,14 @@ class Sent:
 class Model:
     """What must have been released: no queues, no serial numbers; every position's symbol by side."""
 
+    base: int
+    """The sequence number of the stream's first byte."""
     epoch: int = 1
     compared: int = 1
     symbols: tuple[dict[int, int], dict[int, int]] = field(default_factory=lambda: ({}, {}))
     acks: list[int] = field(default_factory=lambda: [1, 1])
+    told: int = 1
+    """What a client knows to be acknowledged."""
     last: int = 0
     frontier: int = 0
     diverged: bool = False
@@ -50,6 +55,7 @@ class Model:
             self.early.append((sent, symbols))
         elif epoch == self.compared and not self.diverged:
             self._learn(1, sent, symbols)
+            return self._released([sent])
         return self._released()
 
     def commit(self) -> list[Frame]:
@@ -58,12 +64,13 @@ class Model:
         self.compared, self.diverged = self.epoch, False
         self.symbols = ({}, {})
         self.frontier, self.acks[1] = self.last, self.acks[0]
+        self.told = self.acks[0]
         for _, sent, symbols in self.held:
             self._learn(0, sent, symbols)
         for sent, symbols in self.early:
             self._learn(1, sent, symbols)
-        self.early = []
-        return out + self._released()
+        early, self.early = [sent for sent, _ in self.early], []
+        return out + self._released(early)
 
     def _learn(self, side: int, sent: Sent, symbols: dict[int, int]) -> None:
         self.symbols[side].update(symbols)
@@ -71,7 +78,7 @@ class Model:
         if side == 0:
             self.last = max(self.last, sent.end)
 
-    def _released(self) -> list[Frame]:
+    def _released(self, theirs_now: Sequence[Sent] = ()) -> list[Frame]:
         ours, theirs = self.symbols
         while not self.diverged and self.frontier in ours and self.frontier in theirs:
             self.diverged = ours[self.frontier] != theirs[self.frontier]
@@ -82,9 +89,25 @@ class Model:
             epoch == self.compared and sent.ack <= self.acks[1] and sent.end <= max(self.frontier, sent.start)
             for epoch, sent, _ in self.held
         ]
-        out = [sent.frame for (_, sent, _), ready in zip(self.held, done, strict=True) if ready]
+        out = [sent for (_, sent, _), ready in zip(self.held, done, strict=True) if ready]
         self.held = [each for each, ready in zip(self.held, done, strict=True) if not ready]
-        return out
+        self.told = max([self.told, *(sent.ack for sent in out)])
+        return [sent.frame for sent in out] + list(self._acknowledged(theirs_now))
+
+    def _acknowledged(self, theirs_now: Sequence[Sent]) -> Iterator[Frame]:
+        """If something waits only for the secondary to acknowledge as much: its bare segments, and what is common."""
+        waits = [
+            sent
+            for epoch, sent, _ in self.held
+            if epoch == self.compared and sent.end <= max(self.frontier, sent.start) and sent.ack > self.acks[1]
+        ]
+        for sent in theirs_now if waits else ():
+            if sent.start == sent.end and sent.ack >= self.told:
+                self.told = sent.ack
+                yield Segment(self.base + min(sent.start, self.frontier), CLIENT + self.told).frame()
+        if waits and self.acks[1] > self.told:
+            self.told = self.acks[1]
+            yield Segment(self.base + min(waits[0].start, self.frontier), CLIENT + self.told).frame()
 
 
 END = 256
@@ -122,7 +145,7 @@ PIECES = st.tuples(st.sampled_from([0, 0, 1, 1, 1, 2, 3]), st.integers(0, 40), s
 def test_what_is_released_is_what_both_have_sent(
     isn: int, other: int, both: tuple[list[int], list[int]], pieces: list[tuple[int, int, int, int]]
 ) -> None:
-    compare, model = Compare(), Model()
+    compare, model = Compare(), Model(isn + 1)
     compare.set_mode(Mode.HYBRID, 1, 0)
     compare.primary(Segment(isn, CLIENT + 1, SYN | ACK).frame(), 0)
     compare.secondary(Segment(other, CLIENT + 1, SYN | ACK).frame(), 1, 0)

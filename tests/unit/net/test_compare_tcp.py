@@ -140,22 +140,45 @@ def test_an_acknowledgment_waits_for_the_secondarys() -> None:
     pair = Pair()
     bare = data(0, b"", CLIENT + 101)
     assert pair.primary(bare) == []
-    assert pair.secondary(data(0, b"", CLIENT + 100)) == []
+    common = data(0, b"", CLIENT + 100)
+    assert pair.secondary(common) == [common.frame()]
     assert pair.secondary(data(0, b"", CLIENT + 150)) == [bare.frame()]
     closed = data(0, b"", CLIENT + 120, window=0)
     assert pair.primary(closed) == [closed.frame()]
     held = data(0, b"equal", CLIENT + 151)
     assert pair.primary(held) == []
-    assert pair.secondary(data(0, b"equal", CLIENT + 150)) == []
+    assert pair.secondary(data(0, b"equal", CLIENT + 150)) == [data(0, b"", CLIENT + 150).frame()], "what both have"
     pair.later(3000)
     assert pair.why is Reason.ACK
+
+
+@pytest.mark.parametrize("six", [False, True])
+def test_a_client_is_told_what_both_have_acknowledged(six: bool) -> None:
+    """Or it would hear of no progress where the primary acknowledges in one step, and the secondary in three."""
+    ends = {"source": "fd00::1", "destination": "fd00::2"} if six else {}
+    pair = Pair(handshake=False)
+    syn = Segment(P, CLIENT + 1, SYN | ACK).but(**ends)
+    pair.primary(syn)
+    pair.secondary(syn.but(seq=S))
+    clock = b"\x01\x01" + timestamps(5, 6)
+    held = data(0, b"equal", CLIENT + 91, PSH | ACK, options=clock + sack((CLIENT + 99, CLIENT + 103))).but(**ends)
+    assert pair.primary(held) == []
+    common = data(0, b"", CLIENT + 31, options=clock + b"\x01" * 10, window=1000).but(**ends)
+    assert pair.secondary(data(0, b"equal", CLIENT + 31).but(**ends)) == [common.but(seq=P + 1).frame()]
+    lost = sack((CLIENT + 71, CLIENT + 81))
+    theirs = data(5, b"", CLIENT + 31, options=b"\x01\x01" + timestamps(9, 7) + lost, window=5).but(**ends)
+    ours = theirs.but(options=b"\x01\x01" + timestamps(5, 7) + lost)
+    assert pair.secondary(theirs, theirs) == [ours.frame()] * 2, "so that the client sends it again, on one clock"
+    assert pair.secondary(data(5, b"", CLIENT + 91).but(**ends)) == [held.frame()]
+    assert pair.secondary(theirs.but(ack=CLIENT + 91)) == [], "nothing waits any more"
+    assert pair.compare.counters()["acknowledged"] == 3
 
 
 def test_acknowledgments_wrap() -> None:
     pair = Pair(handshake=False)
     before, after = Segment(1, 0xFFFFFF00), Segment(1, 0x10)
     pair.primary(before, after)
-    assert pair.secondary(Segment(1, 0xFFFFFF80)) == [before.frame()]
+    assert pair.secondary(Segment(1, 0xFFFFFF80))[0] == before.frame()
     assert pair.secondary(Segment(1, 0x10)) == [after.frame()]
 
 
