@@ -40,6 +40,7 @@ class Monitor:
 
     def __init__(self, path: str, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + DEADLINE
+        self.kill = process.kill
         self._link = socket.socket(socket.AF_UNIX)
         self._link.settimeout(DEADLINE)
         while self._link.connect_ex(path):
