@@ -32,6 +32,7 @@ def add_colo_options(parser: argparse.ArgumentParser) -> None:
     add("--colo-delta", choices=("off", "xor", "lz4"), default="xor",
         help="send pages as what changed in them: xor (default), lz4 (for slow links), off: whole")  # fmt: skip
     add("--colo-record", metavar="FILE", help="keep the conversation of the two (see pyvmm colo replay)")
+    add("--metrics", metavar="HOST:PORT", help="answer Prometheus there: roles, checkpoints, pauses, failovers")
     add("--heartbeat", metavar="MS", help="time between two heartbeats (default 50)")
     add("--heartbeat-loss", metavar="N", help="heartbeats missed that start a failover (default 4)")
     add("--failover", choices=("auto", "manual"), default="auto",
@@ -42,7 +43,7 @@ def add_colo_options(parser: argparse.ArgumentParser) -> None:
 def colo_config_of(args: argparse.Namespace) -> ColoConfig | None:
     """What the options ask for; ConfigError if they do not go together."""
     if args.colo is None:
-        for option in ("arbiter", "peer", "colo_pair", "colo_record", "colo_staging"):
+        for option in ("arbiter", "peer", "colo_pair", "colo_record", "colo_staging", "metrics"):
             if getattr(args, option) is not None:
                 raise ConfigError(f"--{option.replace('_', '-')} goes with --colo primary or --colo secondary")
         return None
@@ -62,7 +63,7 @@ def colo_config_of(args: argparse.Namespace) -> ColoConfig | None:
         automatic=args.failover == "auto", heartbeat=beat,
         loss=parse_number(args.heartbeat_loss, "--heartbeat-loss", maximum=1000) if args.heartbeat_loss else LOSS,
         staging=parse_size(args.colo_staging, "--colo-staging") if args.colo_staging else STAGING,
-        record=args.colo_record,
+        record=args.colo_record, metrics=args.metrics,
     )  # fmt: skip
     for uri in (args.incoming, args.peer):
         if uri is not None and uri != "defer":

@@ -36,6 +36,8 @@ class ColoConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Beats missed that make a peer a lost one."""
     staging: Annotated[int, Meta(ge=1 << 20)] = STAGING
     """Bytes at most for a checkpoint's copy, at the primary."""
+    metrics: str | None = None
+    """HOST:PORT where scrapers are answered."""
     record: str | None = None
     """A file to write the conversation to."""
 

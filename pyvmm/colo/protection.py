@@ -8,6 +8,7 @@ from collections.abc import Callable
 import msgspec
 
 from pyvmm.colo.config import ColoConfig, check_plaintext
+from pyvmm.colo.metrics import serve_metrics
 from pyvmm.colo.primary import Primary
 from pyvmm.colo.replicated_machine import ReplicatedMachine, check_devices
 from pyvmm.colo.secondary import Secondary
@@ -32,6 +33,7 @@ class Protection(MachineObserver):
         check_devices(machine.config.devices)
         self.session = ColoSession(config, machine.config.name)
         self.session.on_exit = tell_exit
+        self._end_metrics = serve_metrics(config.metrics, self.session) if config.metrics is not None else lambda: None
         self._machine = machine
         self._manager = manager
         manager.colo = self
@@ -51,6 +53,11 @@ class Protection(MachineObserver):
             raise StateError(f"this VM is protected already, as the {self.session.role}")
         manager.set_capabilities(msgspec.structs.replace(manager.capabilities, x_colo=True))
         manager.migrate(uri)
+
+    def release(self) -> None:
+        """Give everything back; nobody waits any more."""
+        self._end_metrics()
+        self.session.release()
 
     # -- ColoHooks ------------------------------------------------------------------------------
 

@@ -109,7 +109,7 @@ class Monitor(MachineObserver):
         if self._migration is not None:
             self._migration.close()
         if self.protection is not None:
-            self.protection.session.release()
+            self.protection.release()
         self._closing = True
         self.ring()
         self._thread.join(END_DEADLINE)

@@ -180,6 +180,8 @@ def test_failover_by_hand_waits_for_the_word(tmp_path: Path) -> None:
         (("--colo", "primary", "--arbiter", "none", "--heartbeat-loss", "1"), "2 to 1000"),
         (("--colo", "primary", "--arbiter", "none", "--balloon", "on"), "balloon"),
         (("--colo", "primary", "--arbiter", "none", "--colo-record", "/nowhere/x"), "--colo-record"),
+        (("--colo", "primary", "--arbiter", "none", "--metrics", "nowhere"), "HOST:PORT"),
+        (("--colo", "primary", "--arbiter", "none", "--metrics", "192.0.2.1:9"), "--metrics"),
     ],
 )
 def test_what_cannot_be(words: tuple[str, ...], said: str) -> None:

@@ -7,12 +7,13 @@ import os
 import select
 import signal
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
 
 from tests.framework.etcd import etcd_server
-from tests.framework.migrating import Side, check_rounds, dirtier
+from tests.framework.migrating import Side, check_rounds, dirtier, free_port
 from tests.framework.pairs import (
     check_contiguous,
     check_same_memory,
@@ -160,7 +161,8 @@ def test_protected_again_and_again(tmp_path: Path) -> None:
 
 def test_what_the_monitor_says(tmp_path: Path) -> None:
     with pairs(tmp_path) as pair:
-        primary, secondary = pair.start("--checkpoint-delay", "86400000")
+        scraped = f"127.0.0.1:{free_port()}"
+        primary, secondary = pair.start("--checkpoint-delay", "86400000", "--metrics", scraped)
         assert colo_status(primary)["mode"] == "primary"
         assert primary.migration()["status"] == "colo"
         theirs = colo_status(secondary)
@@ -172,6 +174,12 @@ def test_what_the_monitor_says(tmp_path: Path) -> None:
         assert {entry["reason"]: entry["count"] for entry in stats["reasons"]} == {"first": 1, "asked": 1}
         assert stats["pages"] >= 50
         assert sum(stats["pause"]["bins"]) == 2
+        with urllib.request.urlopen(f"http://{scraped}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+        assert 'pyvmm_colo_role{mode="hybrid",pair=' in text
+        assert 'role="primary"} 1.0' in text
+        assert "\npyvmm_colo_checkpoints_total 2.0\n" in text
+        assert '\npyvmm_colo_pause_seconds_bucket{le="+Inf"} 2.0\n' in text
         shown = json.loads(pyvmm("colo", "status", primary.name, "--json").stdout)
         assert shown["status"]["x-epoch"] == 2
         assert b"primary" in pyvmm("colo", "top", primary.name, "--once").stdout
