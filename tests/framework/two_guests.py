@@ -94,11 +94,13 @@ class Proxy:
         self.rewriter = Rewriter()
         self.error: BaseException | None = None
         self.lost = self.offloaded = 0
+        self.secondary_misses = 0
+        """So many of the next large frames only the primary gets."""
         self._taps = client, primary, secondary
         self._lose, self._lag = lose, lag
         self._frames = 0
         self._late: list[tuple[int, Frame]] = []
-        self._alone = False
+        self.alone = False
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="proxy")
         self.compare.set_mode(Mode.HYBRID, 1, _ms())
@@ -106,7 +108,7 @@ class Proxy:
 
     def fail_over(self) -> None:
         """The primary is no more: nothing of it goes out from now on, and the secondary speaks for itself."""
-        self._alone = True
+        self.alone = True
 
     def close(self) -> None:
         self._ending.set()
@@ -153,15 +155,15 @@ class Proxy:
         if tap is client:
             if self._is_lost(frame):
                 return
-            if not self._alone:
+            if not self.alone:
                 self._write(primary, frame)
-            self._late.append((_ms() + (0 if self._alone else self._lag), frame))
-        elif tap is primary and not self._alone:
+            self._late.append((_ms() + (0 if self.alone else self._lag), frame))
+        elif tap is primary and not self.alone:
             assert self.compare.primary(frame, _ms())
             self._send_out(self.compare.release())
         elif tap is secondary:
             rewritten = self.rewriter.rewrite(Direction.TX, frame, _ms())
-            if self._alone:
+            if self.alone:
                 self._send_out([rewritten])
             else:
                 self.compare.secondary(rewritten, 1, _ms())
@@ -176,6 +178,9 @@ class Proxy:
         now = _ms()
         while self._late and self._late[0][0] <= now:
             _, frame = self._late.pop(0)
+            if self.secondary_misses and len(frame.data) > 1000 and not self.alone:
+                self.secondary_misses -= 1
+                continue
             self._write(self._taps[2], self.rewriter.rewrite(Direction.RX, frame, now))
 
 

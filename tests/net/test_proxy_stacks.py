@@ -33,6 +33,8 @@ class Client:
         assert self.lines.read(size) == pattern(size)
 
     def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)  # who reads on another thread finds out
         self.lines.close()
         self.socket.close()
 
@@ -57,10 +59,14 @@ class Transfer(threading.Thread):
                 self.right = self.client.lines.readline().decode().strip() == hashlib.sha256(data).hexdigest()
                 return
             got = b""
-            while len(got) < self.size:
-                got += self.client.lines.read1(65536)
+            while piece := self.client.lines.read1(min(65536, self.size - len(got))):
+                got += piece
                 self.done = len(got)
             self.right = got == data
+
+    def end(self) -> None:
+        self.client.close()
+        self.join(DEADLINE)
 
 
 class Churn(threading.Thread):
@@ -96,9 +102,24 @@ class Churn(threading.Thread):
 def wait(proxy: Proxy, until: Callable[[], bool]) -> None:
     end = time.monotonic() + DEADLINE
     while not until():
-        due = proxy.compare.checkpoint_due
+        due = None if proxy.alone else proxy.compare.checkpoint_due  # there is no more primary to have one with
         assert time.monotonic() < end and proxy.error is None and due is None, (proxy.error, due)
         time.sleep(0.002)
+
+
+@pytest.mark.timeout(180)
+def test_what_only_the_secondary_has_lost_the_client_sends_again() -> None:
+    """Long before ``compare_timeout``, though the primary has acknowledged it."""
+    with two_guests() as (space, proxy), contextlib.ExitStack() as ending:
+        upload = Transfer(space, "PUT", 8_000_000)
+        ending.callback(upload.end)
+        for part in range(1, 5):
+            wait(proxy, lambda part=part: upload.done > part * 1_000_000)  # type: ignore[misc]
+            proxy.secondary_misses = 6
+        upload.join(DEADLINE)
+        assert upload.right and proxy.secondary_misses == 0
+        assert proxy.compare.checkpoint_due is None and proxy.error is None
+        assert proxy.compare.counters()["acknowledged"] > 5
 
 
 @pytest.mark.timeout(180)
@@ -130,7 +151,7 @@ def test_connections_go_on_after_a_failover(lose: int) -> None:
 
         transfers = [Transfer(space, "GET", 4_000_000), Transfer(space, "PUT", 2_000_000)]
         for each in transfers:
-            ending.callback(each.client.close)
+            ending.callback(each.end)
         half_closed = Client(space)
         ending.callback(half_closed.close)
         half_closed.socket.sendall(b"GET 3000000\n")
