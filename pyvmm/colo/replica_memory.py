@@ -7,7 +7,8 @@ memory is needed, only the pages that were written since the last checkpoint are
 Which pages have a copy is known from dirty logging: vCPUs' writes from KVM, devices' from their marks. KVM follows the
 mapping through its MMU notifier; a host whose KVM does not is found by the host profile (``private_memfd_works``).
 
-After a failover the mapping, not the memfd, is the guest's memory.
+After a failover the mapping, not the memfd, is the guest's memory. What it writes is there twice then, until
+:meth:`Region.free_covered` gives the memfd's pages back, which a survivor does once it is protected again.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import NamedTuple
 from pyvmm.colo.delta import FLAG_CODED, check_batch
 from pyvmm.errors import ChannelError, HostError
 from pyvmm.machine.dirty_tracker import DirtyTracker
-from pyvmm.memory.guest_memory import GuestMemory
+from pyvmm.memory.guest_memory import PAGE_SIZE, GuestMemory
 from pyvmm.native import ffi, lib
 
 
@@ -43,12 +44,18 @@ class ReplicaMemory:
             region.keep_private()
         self._dirty.start()
 
-    def check(self, region: int, flags: int, batch: memoryview) -> int:
-        """Pages in ``batch`` (hostile). ChannelError if one is not in ``region``, or a run is not whole."""
-        regions = self._memory.regions
-        if region >= len(regions):
-            raise ChannelError(f"pages of region {region}; there are {len(regions)}")
-        return check_batch(regions[region], flags, batch)
+    def check(self, batches: Sequence[tuple[int, int, memoryview]]) -> int:
+        """Pages in ``batches``, (region, flags, batch), all hostile. ChannelError if one is not in its region, a run is
+        not whole, or there are more than memory has: no page comes twice in a checkpoint, and each costs time.
+        """
+        regions, total = self._memory.regions, 0
+        for region, flags, batch in batches:
+            if region >= len(regions):
+                raise ChannelError(f"pages of region {region}; there are {len(regions)}")
+            total += check_batch(regions[region], flags, batch)
+            if total > self._memory.size // PAGE_SIZE:
+                raise ChannelError(f"{total} pages for a memory of {self._memory.size // PAGE_SIZE}")
+        return total
 
     def roll_forward(self, batches: Sequence[tuple[int, int, memoryview]]) -> RollForward:
         """Undo what the replica wrote, then put checked ``batches``, (region, flags, batch), into place.

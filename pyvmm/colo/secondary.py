@@ -166,8 +166,7 @@ class Secondary:
         conversation.expect(Message.VMSTATE_SEND)
         payload = conversation.expect_state(buffer)
         checkpoint = decode_checkpoint(payload, term=session.term, epoch=session.epoch + 1)
-        for batch in checkpoint.batches:
-            self._replica.check(batch.region, batch.flags, batch.data)
+        self._replica.check(checkpoint.batches)
         apply = self._on_loop(lambda: side.prepare(checkpoint.state))
         with session.loading():
             # It is held: from here on it counts, and the primary may let out what its guest said before it.

@@ -7,12 +7,12 @@ in the region's :class:`DirtyBitmap`, because KVM's dirty log only sees what vCP
 
 from __future__ import annotations
 
-import array
 import bisect
 import errno
 import mmap
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from pyvmm.errors import ConfigError, GuestMemoryError, HostError, StateError
 from pyvmm.memory.dirty import DirtyBitmap
@@ -76,22 +76,32 @@ class Region:
         return self._in_file()
 
     def own_copies(self) -> list[tuple[int, int]]:
-        """Private regions: runs of pages that are copies of the memfd's, as the kernel made them for a write.
+        """Private regions: runs of pages that are copies of the memfd's, as the kernel made them for a write."""
+        runs, found, _ = self._native_copies()
+        return [(int(runs[i].first), int(runs[i].count)) for i in range(found)]
 
-        /proc/self/pagemap, Documentation/admin-guide/mm/pagemap.rst: bit 63 present, 62 swapped, 61 of a file.
-        """
+    def _native_copies(self) -> tuple[Any, int, int]:
+        """(``struct pv_page_range[]``, its length, pages in it) of :meth:`own_copies`."""
+        pages = self.size // PAGE_SIZE
         with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
-            told = os.pread(pagemap.fileno(), self.size // PAGE_SIZE * 8, self.hva // PAGE_SIZE * 8)
-        entries = array.array("Q", told)
-        runs: list[tuple[int, int]] = []
-        for page, entry in enumerate(entries):
-            if entry >> 61 & 1 or not entry >> 62:
-                continue
-            if runs and sum(runs[-1]) == page:
-                runs[-1] = (runs[-1][0], runs[-1][1] + 1)
-            else:
-                runs.append((page, 1))
-        return runs
+            told = os.pread(pagemap.fileno(), pages * 8, self.hva // PAGE_SIZE * 8)
+        bits = ffi.new("uint64_t[]", (pages + 63) // 64)
+        count = int(lib.pv_own_pages(ffi.from_buffer("uint64_t[]", told), len(told) // 8, bits))
+        runs = ffi.new("struct pv_page_range[]", max(count, 1))
+        return runs, int(lib.pv_dirty_ranges(bits, pages, 0, runs, count)) if count else 0, count
+
+    def free_covered(self) -> int:
+        """Private regions: give back the memfd's pages under which there are copies, and which nobody sees; how many.
+
+        For when the mapping is the truth: the memfd's content is needed no more. vCPUs may run. OSError.
+        """
+        if not self.private or self._file_mapped:
+            return 0
+        runs, found, count = self._native_copies()
+        result = lib.pv_free_covered(self.fd, runs, found)
+        if result < 0:
+            raise OSError(-result, os.strerror(-result))
+        return count
 
     def keep_private(self) -> None:
         """From now on the memfd stays as it is and what anybody here writes is a copy. No vCPU runs.

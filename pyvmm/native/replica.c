@@ -14,7 +14,36 @@
 #include <unistd.h>
 
 #define RECORD 8
+#define OF_A_FILE (1ull << 61) /* /proc/PID/pagemap: Documentation/admin-guide/mm/pagemap.rst */
+#define SOMEWHERE (3ull << 62) /* present, or swapped */
 #define AT_ONCE 32 /* pages that are read, decoded and written with one call each */
+
+/*
+ * Mark in `bits`, which are all clear, those of `pages` pages of a private mapping that are copies, by what pagemap told
+ * of them; their number.
+ */
+uint64_t pv_own_pages(const uint64_t *told, uint64_t pages, uint64_t *bits)
+{
+	uint64_t total = 0;
+
+	for (uint64_t page = 0; page < pages; page++) {
+		if (!(told[page] & SOMEWHERE) || told[page] & OF_A_FILE)
+			continue;
+		bits[page / 64] |= 1ull << page % 64;
+		total++;
+	}
+	return total;
+}
+
+/* Give back the file's pages in `ranges`, over which there are copies that nobody will drop; 0 or -errno. */
+int pv_free_covered(int fd, const struct pv_page_range *ranges, uint64_t count)
+{
+	for (uint64_t i = 0; i < count; i++)
+		if (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)ranges[i].first * PV_PAGE,
+			      (off_t)ranges[i].count * PV_PAGE))
+			return -errno;
+	return 0;
+}
 
 /* Forget the replica's own copies of the pages in `ranges`, which ascend; 0 or -errno. */
 int pv_replica_drop(uint8_t *hva, const struct pv_page_range *ranges, uint64_t count)

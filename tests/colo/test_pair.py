@@ -213,21 +213,50 @@ def test_pages_are_sent_as_changes_if_that_is_wanted(tmp_path: Path) -> None:
     """Each kind of it, changed while the guest is protected."""
     with pairs(tmp_path, dirtier(700, 10, 0)) as pair:
         primary, secondary = pair.start("--checkpoint-delay", "30")
-        for kind, least, most in (("xor", 600, 150), ("off", 0, 0), ("lz4", 600, 150), ("xor", 600, 150)):
+        for kind in ("xor", "off", "lz4", "xor"):
             primary.qmp.execute("migrate-set-parameters", {"x-colo-delta": kind})
             wait_protected(primary, epoch=int(colo_status(primary)["x-epoch"]) + 6)
             stats = colo_stats(primary)
-            assert stats["pages"] >= 700 and stats["delta-pages"] >= least, (kind, stats)
-            if most:
-                assert stats["size"] < 700 * most + 100_000 and stats["saved"] > 600 * 3000, (kind, stats)
+            assert stats["pages"] > 50
+            if kind == "off":
+                assert stats["size"] > stats["pages"] * 4096 and not stats["delta-pages"], (kind, stats)
             else:
-                assert stats["size"] > 700 * 4096 and not stats["delta-pages"], (kind, stats)
+                assert stats["delta-pages"] > stats["pages"] * 0.8, (kind, stats)
+                assert stats["saved"] > stats["pages"] * 3000 and stats["size"] < stats["pages"] * 1000 + 30_000
         primary.qmp.execute("stop")
-        wait_protected(primary, epoch=int(colo_status(primary)["x-epoch"]) + 2)
+        # One may be under way, the next has it all, and has been loaded when there is a third.
+        wait_protected(primary, epoch=int(colo_status(primary)["x-epoch"]) + 3)
         check_same_memory(primary, secondary)
         primary.quit()
         secondary.wait_for("paused")
         secondary.quit()
+
+
+def test_a_survivor_that_is_protected_again_has_its_memory_once(tmp_path: Path) -> None:
+    """What it wrote over the last checkpoint covers pages of that, which nobody needs."""
+
+    def held(side: Side) -> int:
+        folder = Path(f"/proc/{side.process.pid}/fd")
+        ram = {os.stat(fd).st_ino: fd for fd in folder.iterdir() if "memfd:pyvmm-ram" in os.readlink(fd)}
+        return sum(os.stat(fd).st_blocks * 512 // 4096 for fd in ram.values())
+
+    with pairs(tmp_path, dirtier(2000, 20, 0)) as pair:
+        primary, survivor = pair.start("--checkpoint-delay", "100")
+        wait_protected(primary, epoch=3)
+        kill(primary)
+        wait_alone(survivor)
+        time.sleep(0.5)  # it writes all of its pages
+        before = held(survivor)
+        newcomer = pair.secondary()
+        survivor.qmp.execute("migrate-set-parameters", {"x-checkpoint-delay": 100})
+        survivor.qmp.execute("x-colo-protect", {"uri": pair.uri_of(newcomer.name)})
+        wait_protected(survivor, epoch=3)
+        assert held(survivor) <= before - 2000
+        kill(survivor)
+        wait_alone(newcomer)
+        more_rounds(newcomer)  # of a guest that looks at each page before it writes it
+        newcomer.quit()
+        check_contiguous(rounds_in(newcomer.output))
 
 
 def test_both_sides_hold_the_same_memory(tmp_path: Path) -> None:
@@ -236,7 +265,8 @@ def test_both_sides_hold_the_same_memory(tmp_path: Path) -> None:
         primary, secondary = pair.start("--checkpoint-delay", "30")
         wait_protected(primary, epoch=25)
         primary.qmp.execute("stop")
-        wait_protected(primary, epoch=int(colo_status(primary)["x-epoch"]) + 2)
+        # One may be under way, the next has it all, and has been loaded when there is a third.
+        wait_protected(primary, epoch=int(colo_status(primary)["x-epoch"]) + 3)
         check_same_memory(primary, secondary)
         assert colo_stats(secondary)["rolled-back-pages"] > 700
         primary.quit()

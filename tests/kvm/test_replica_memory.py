@@ -91,7 +91,7 @@ def test_what_the_replica_wrote_is_undone_and_it_goes_on(tmp_path: Path, method:
                 checkpoint[page * PAGE_SIZE : (page + 1) * PAGE_SIZE] = new
                 zero = 0 if any(new) else 1 << 31
                 batch += struct.pack("<II", page, 1 | zero) + (b"" if zero else new)
-            assert replica.check(0, 0, memoryview(batch)) == 300
+            assert replica.check([(0, 0, memoryview(batch))]) == 300
             rolled = replica.roll_forward([(0, 0, memoryview(batch))])
             assert (rolled.dropped, rolled.written) == (len(noted.found), 300)
             assert copies == noted.found  # what has a copy is what is known to have one, and nothing else
@@ -106,3 +106,11 @@ def test_what_the_replica_wrote_is_undone_and_it_goes_on(tmp_path: Path, method:
         own = {page for first, n in region.own_copies() for page in range(first, first + n)}
         there = {page for first, n in region.present() for page in range(first, first + n)}
         assert set(range(FIRST_PAGE, FIRST_PAGE + PAGES)) <= own <= there
+        before = region.pages(0, everything)
+        assert region.free_covered() == len(own)
+        assert region.pages(0, everything) == before
+        done = rounds()
+        machine.resume()
+        run_until(machine, lambda: rounds() >= done + 3)
+        assert region.free_covered() >= len(own)  # and while it runs, which would tell if a page were lost
+        run_until(machine, lambda: rounds() >= done + 8)

@@ -35,6 +35,7 @@ TOO_LONG = {
     "kvm/test_hung_disk.py": A_PROCESS_EACH,
     "colo/test_life_of_a_pair.py": A_PROCESS_EACH,
     "colo/test_pair.py::test_protected_again_and_again": A_PROCESS_EACH,
+    "colo/test_pair.py::test_a_survivor_that_is_protected_again_has_its_memory_once": A_PROCESS_EACH,
     "colo/test_pair.py::test_what_the_monitor_says": A_PROCESS_EACH,
     "colo/test_pair.py::test_a_conversation_is_kept_and_judged": A_PROCESS_EACH,
     "colo/test_pair.py::test_told_that_the_other_side_is_gone_while_it_is_not": A_PROCESS_EACH,

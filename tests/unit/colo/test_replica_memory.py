@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import random
 import struct
 from collections.abc import Iterator, Sequence
@@ -114,7 +115,7 @@ def test_rolling_forward_is_the_checkpoint_and_nothing_of_the_replica(
                 (index, 0, memoryview(batch_of({p: c for (i, p), c in checkpoint.items() if i == index})))
                 for index in (0, 1)
             ]
-            assert sum(ram.check(*batch) for batch in batches) == len(checkpoint)
+            assert ram.check(batches) == len(checkpoint)
             rolled = ram.roll_forward(batches)
             assert (rolled.dropped, rolled.written) == (len(written), len(checkpoint))
             assert seen() == expected(held)
@@ -145,14 +146,39 @@ def test_rolling_forward_is_the_checkpoint_and_nothing_of_the_replica(
 )
 def test_a_batch_that_does_not_fit_is_refused(region: int, batch: bytes) -> None:
     with replica() as (_, ram), pytest.raises(ChannelError):
-        ram.check(region, 0, memoryview(batch))
+        ram.check([(region, 0, memoryview(batch))])
+
+
+def test_more_pages_than_there_are_is_refused() -> None:
+    """Eight bytes can stand for all of memory: so many of them would keep a secondary busy for hours."""
+    whole = memoryview(struct.pack("<II", 0, ZERO_RUN | PAGES))
+    with replica() as (_, ram):
+        assert ram.check([(0, 0, whole), (1, 0, whole)]) == 2 * PAGES
+        with pytest.raises(ChannelError, match="193 pages for a memory of 192"):
+            ram.check([(0, 0, whole), (1, 0, whole), (0, 0, memoryview(struct.pack("<II", 3, ZERO_RUN | 1)))])
+
+
+def test_what_is_covered_is_given_back() -> None:
+    with replica() as (memory, ram):
+        for region in memory.regions:
+            memory.write(region.gpa, b"checkpoint" * 400 * PAGES)
+        ram.protect()
+        memory.write(5 * PAGE_SIZE, bytes(range(256)) * 16 * 20)
+        before = memory.read(0, PAGES * PAGE_SIZE)
+        ram.release()
+        held = os.fstat(memory.regions[0].fd).st_blocks
+        assert [region.free_covered() for region in memory.regions] == [20, 0]
+        assert held - os.fstat(memory.regions[0].fd).st_blocks == 20 * PAGE_SIZE // 512
+        assert memory.read(0, PAGES * PAGE_SIZE) == before
+        there = {page for first, count in memory.regions[0].present() for page in range(first, first + count)}
+        assert set(range(PAGES)) - there <= {page for page in range(PAGES) if not any(before[page * 4096 :][:4096])}
 
 
 @settings(max_examples=100, deadline=None)
 @given(batch=st.binary(max_size=200))
 def test_whatever_comes_is_judged(batch: bytes) -> None:
     with replica() as (_, ram), contextlib.suppress(ChannelError):
-        ram.check(0, 0, memoryview(batch))
+        ram.check([(0, 0, memoryview(batch))])
 
 
 def test_a_reset_after_a_failover_leaves_nothing() -> None:
