@@ -4,7 +4,10 @@ The regions are mapped MAP_PRIVATE, so the kernel copies each page at its first 
 primary sent. Rolling forward is: drop those copies, then write the checkpoint's pages into the memfd. No second copy of
 memory is needed, only the pages that were written since the last checkpoint are there twice.
 
-Which pages have a copy is known from dirty logging: vCPUs' writes from KVM, devices' from their marks. KVM follows the
+Which pages were written is known from dirty logging: vCPUs' writes from KVM, devices' from their marks. A few more have
+a copy: a vCPU that is stopped while KVM sees to its write may have got the copy already, but not the page, and nothing
+is logged. Such a copy is still what the memfd has, until a checkpoint brings that page: so what it brings is dropped as
+well. KVM follows the
 mapping through its MMU notifier; a host whose KVM does not is found by the host profile (``private_memfd_works``).
 
 After a failover the mapping, not the memfd, is the guest's memory. What it writes is there twice then, until
@@ -62,9 +65,13 @@ class ReplicaMemory:
 
         HostError: memory is neither the one nor the other now, and the machine is good for nothing.
         """
-        dropped = written = 0
-        for pages in self._dirty.harvest():
-            dropped += pages.count
+        sets, written = self._dirty.harvest(), 0
+        dropped = sum(pages.count for pages in sets)
+        for index, flags, batch in batches:
+            if len(batch):
+                lib.pv_replica_mark(ffi.from_buffer(batch), len(batch), flags & FLAG_CODED, sets[index].bits)
+        for pages in sets:
+            pages.count = int(lib.pv_dirty_count(pages.bits, len(pages.bits)))
             runs, count = pages.native_runs()
             _check(lib.pv_replica_drop(ffi.cast("uint8_t *", pages.region.hva), runs, count), "forgotten")
         for index, flags, batch in batches:

@@ -45,6 +45,27 @@ int pv_free_covered(int fd, const struct pv_page_range *ranges, uint64_t count)
 	return 0;
 }
 
+/* Mark in `bits` the pages of a checked batch, which may hold `coded` ones. */
+void pv_replica_mark(const uint8_t *batch, uint64_t size, int coded, uint64_t *bits)
+{
+	uint32_t kinds = PV_RUN_ZERO | (coded ? PV_RUN_CODED : 0);
+
+	for (uint64_t at = 0; at < size;) {
+		uint32_t head[2];
+		memcpy(head, batch + at, sizeof(head));
+		at += RECORD;
+		uint64_t count = head[1] & ~kinds;
+		pv_dirty_mark(bits, head[0], head[0] + count);
+		if (!(head[1] & kinds))
+			at += count * PV_PAGE;
+		for (; head[1] & kinds & ~PV_RUN_ZERO && count; count--) {
+			uint16_t tag;
+			memcpy(&tag, batch + at, sizeof(tag));
+			at += sizeof(tag) + (tag & PV_CODE_SIZE);
+		}
+	}
+}
+
 /* Forget the replica's own copies of the pages in `ranges`, which ascend; 0 or -errno. */
 int pv_replica_drop(uint8_t *hva, const struct pv_page_range *ranges, uint64_t count)
 {

@@ -94,8 +94,10 @@ def test_what_the_replica_wrote_is_undone_and_it_goes_on(tmp_path: Path, method:
             assert replica.check([(0, 0, memoryview(batch))]) == 300
             rolled = replica.roll_forward([(0, 0, memoryview(batch))])
             assert (rolled.dropped, rolled.written) == (len(noted.found), 300)
-            assert copies == noted.found  # what has a copy is what is known to have one, and nothing else
-            assert not region.own_copies()
+            # What has a copy is what is known to have one; but for a page that a vCPU was stopped at.
+            assert noted.found <= copies and len(copies - noted.found) <= 1
+            left = {page for first, n in region.own_copies() for page in range(first, first + n)}
+            assert left <= copies - noted.found
             assert region.pages(0, everything) == checkpoint
         replica.release()
         prepare_machine(machine, decode_sections(memoryview(state)))()

@@ -108,6 +108,9 @@ static void pair(uint64_t rounds)
 			uint8_t *sent = memory(coded);
 			memcpy(sent, batch, coded);
 			CHECK(pv_delta_check(sent, coded, PAGES) == pages);
+			uint64_t bits[1] = {0};
+			pv_replica_mark(sent, coded, 1, bits);
+			CHECK(__builtin_popcountll(bits[0]) == pages);
 			CHECK(pv_replica_write(fd, sent, coded, 1) == pages);
 			CHECK(file_holds(fd, ram));
 			pv_delta_touch(delta, 7);
@@ -176,6 +179,8 @@ static void hostile(uint64_t rounds)
 		int64_t pages = pv_delta_check(sent, size, PAGES);
 		if (pages >= 0) {
 			accepted++;
+			uint64_t bits[1] = {0};
+			pv_replica_mark(sent, size, 1, bits);
 			CHECK(pv_replica_write(fd, sent, size, 1) == pages);
 			CHECK(lseek(fd, 0, SEEK_END) == PAGES * PV_PAGE);
 		} else {

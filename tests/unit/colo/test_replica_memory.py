@@ -158,6 +158,21 @@ def test_more_pages_than_there_are_is_refused() -> None:
             ram.check([(0, 0, whole), (1, 0, whole), (0, 0, memoryview(struct.pack("<II", 3, ZERO_RUN | 1)))])
 
 
+@pytest.mark.parametrize("content", [0, 3])
+def test_a_copy_that_nobody_logged_hides_no_checkpoint(content: int) -> None:
+    """As KVM makes it for a vCPU that is stopped before it has written."""
+    with replica() as (memory, ram):
+        memory.write(0, page_of(1) * 3)
+        ram.protect()
+        memory.regions[0].fill_pages(1, page_of(1))
+        assert memory.regions[0].own_copies() == [(1, 1)]
+        assert ram.roll_forward([(0, 0, memoryview(batch_of({0: 2})))]) == (0, 1)
+        assert memory.read(0, 3 * PAGE_SIZE) == page_of(2) + page_of(1) * 2
+        assert ram.roll_forward([(0, 0, memoryview(batch_of({1: content})))]) == (0, 1)
+        assert memory.read(0, 3 * PAGE_SIZE) == page_of(2) + page_of(content) + page_of(1)
+        assert not memory.regions[0].own_copies()
+
+
 def test_what_is_covered_is_given_back() -> None:
     with replica() as (memory, ram):
         for region in memory.regions:
