@@ -21,6 +21,7 @@ from pyvmm.errors import EXIT_GUEST_CRASHED, ConfigError
 from pyvmm.host.profile import QUIRKS
 from pyvmm.machine.config import MachineConfig
 from pyvmm.machine.console_output import FLUSH_DEADLINE, ConsoleOutput
+from pyvmm.machine.device_config import has_card
 from pyvmm.machine.ending import Ending
 
 if TYPE_CHECKING:
@@ -54,6 +55,9 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--no-reboot", action="store_true", help="end instead of restarting when the guest resets")
     add("--name", metavar="NAME", help="name of the machine, by which pyvmm list, stop, quit... find it")
     add_monitor_options(parser)
+    add("--sandbox", choices=("auto", "on", "off"), default="auto",
+        help="once set up, drop capabilities and refuse every system call that a machine has no use for: auto (default)"
+        " with --colo, on always, off never")  # fmt: skip
     add("--report", metavar="FILE", help="write how it ended to FILE, as JSON")
     add("--trace", metavar="PATTERN", action="append", default=[],
         help="trace events, for example 'vcpu_*,file=t.json,format=chrome'; may be repeated")  # fmt: skip
@@ -170,6 +174,7 @@ def _run(
                 if config.serial == "stdio" and stack.enter_context(raw_terminal()):
                     machine.backend.filter_input = EscapeKeys(quit_, say)
                     machine.backend.interactive = True
+                confine(machine, args)
                 ending = machine.run()
             seconds = time.monotonic() - machine.started_at
             if conclude is not None:
@@ -190,6 +195,15 @@ def _run(
             args.reported = True
             write_report(report_path, report)  # here: a disk that hangs may keep the machine from being closed
     return ending, report
+
+
+def confine(machine: Machine, args: argparse.Namespace) -> None:
+    """What ``--sandbox`` asks for, for good: everything that needs more must have been done."""
+    chosen = getattr(args, "sandbox", "off")
+    if chosen == "on" or (chosen == "auto" and getattr(args, "colo", None) is not None):
+        from pyvmm.host.sandbox import enter_sandbox
+
+        enter_sandbox(cards=has_card(machine.config.devices))
 
 
 @contextlib.contextmanager

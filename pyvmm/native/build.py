@@ -20,16 +20,17 @@ SOURCES = [
     "block_image.c", "block_overlay.c", "block_request.c", "block_device.c",
     "proxy_packet.c", "proxy_flow.c", "proxy_compare.c", "proxy_queues.c", "proxy_epochs.c", "proxy_tcp.c",
     "proxy_ack.c", "proxy_datagram.c", "proxy_rewriter.c", "proxy_rewrite.c",
+    "sandbox.c",
 ]  # fmt: skip
 CDEFS = [
     "kvm_api.cdef.h", "core.cdef.h", "virtqueue.cdef.h", "virtio_interrupt.cdef.h", "dirty_log.cdef.h",
     "ram_stream.cdef.h", "ram_file.cdef.h", "replica.cdef.h", "page_delta.cdef.h", "net_pump.cdef.h", "block.cdef.h",
-    "proxy.cdef.h",
+    "proxy.cdef.h", "sandbox.cdef.h",
 ]  # fmt: skip
 HEADERS = [
     "kvm_api.h", "core.h", "user_entry.h", "virtqueue.h", "virtio_interrupt.h", "dirty_log.h", "ram_stream.h",
     "ram_file.h", "replica.h", "page_delta.h", "net_pump.h", "block_image.h", "block_overlay.h", "block_device.h",
-    "proxy_packet.h", "proxy_flow.h", "proxy_compare.h", "proxy_rewriter.h",
+    "proxy_packet.h", "proxy_flow.h", "proxy_compare.h", "proxy_rewriter.h", "sandbox.h",
 ]  # fmt: skip
 
 ffibuilder = FFI()

@@ -1,0 +1,3 @@
+#define PV_SYSCALL_NAME ...
+int pv_sandbox_watch(const char *names, size_t count);
+int pv_drop_capabilities(uint64_t keep);
