@@ -147,8 +147,9 @@ int pv_block_work(struct pv_block_device *d, struct pv_block_worker *w)
 	sigset_t all;
 	int result = -1;
 
-	/* Signals are for the thread that knows what to do about them. */
+	/* Signals are for the thread that knows what to do about them; SIGSYS is each thread's own (sandbox.c). */
 	sigfillset(&all);
+	sigdelset(&all, SIGSYS);
 	pthread_sigmask(SIG_BLOCK, &all, NULL);
 	pthread_mutex_lock(&d->lock);
 	while (result < 0) {

@@ -16,7 +16,7 @@ int pv_sandbox_watch(const char *names, size_t count);
 /*
  * Take every capability but those in keep (bit n: capability n) from all threads of the process: effective, permitted,
  * inheritable, ambient and, where the thread may, bounding. pv_sandbox_watch comes first. 0 or -errno; -ETIMEDOUT if
- * a thread has not done it within two seconds.
+ * a thread has not done it within two seconds (one that blocks SIGSYS).
  */
 int pv_drop_capabilities(uint64_t keep);
 

@@ -53,8 +53,8 @@ FORBIDDEN = {
     "setuid": "os.setuid(os.getuid())",
     "prctl": "libc.prctl(38, 1, 0, 0, 0)",
     "seccomp": "libc.syscall(317, 0, 0, 0)",
-    "mprotect": "m = mmap.mmap(-1, 4096); libc.mprotect(ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(m))),"
-    " ctypes.c_size_t(4096), 4)",
+    "mprotect": "m = ctypes.c_char.from_buffer(mmap.mmap(-1, 4096));"
+    " libc.mprotect(ctypes.c_void_p(ctypes.addressof(m)), ctypes.c_size_t(4096), 4)",
     "mmap": "mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_EXEC)",
     "socket": "socket.socket(socket.AF_PACKET, socket.SOCK_RAW)",
     "ioctl": "fcntl.ioctl(0, 0x5412, b'x')",
