@@ -130,7 +130,9 @@ class CallTracer(Traced):
     def _freeze(self, thread: int, seconds: float) -> None:
         self._frozen = {thread}
         for other in os.listdir(f"/proc/{self.pid}/task"):
-            if int(other) != thread:
+            # KVM's own worker threads live here, too, untraced: a SIGSTOP to one would stop the whole process for good.
+            traced = f"TracerPid:\t{os.getpid()}\n" in Path(f"/proc/{self.pid}/task/{other}/status").read_text()
+            if int(other) != thread and traced:
                 self._libc.syscall(_TGKILL, self.pid, int(other), signal.SIGSTOP)
         signal.signal(signal.SIGALRM, lambda _number, _frame: self._thaw())
         signal.setitimer(signal.ITIMER_REAL, seconds)
@@ -146,7 +148,10 @@ class CallTracer(Traced):
     def _label(self, thread: int, registers: Any) -> str:
         if registers.orig_rax in _STORING:
             return "arbiter"
-        target = os.readlink(f"/proc/{thread}/fd/{registers.rdi}")
+        try:
+            target = os.readlink(f"/proc/{thread}/fd/{registers.rdi}")
+        except FileNotFoundError:
+            return ""  # another thread has closed it
         if registers.orig_rax == IOCTL:
             return "kvm"
         if target not in self._sockets and target.startswith("socket:"):

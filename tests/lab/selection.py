@@ -19,6 +19,7 @@ NOT_IN_LAB = {
         "random writes to the in-kernel PIC and IOAPIC once stopped the lab's whole kernel",
     "kvm/test_no_kvm.py": "is about a host without /dev/kvm",
     "colo/test_arbiter.py": "touches no KVM",
+    "colo/test_faults_at_calls.py": "starts pyvmm thousands of times in the long form",
     "colo/test_pair.py::test_etcd_decides": "there is no etcd there",
 }
 """A file, or a test in it (with its class, if it has one), and why it is not repeated."""
