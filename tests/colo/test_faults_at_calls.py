@@ -1,4 +1,8 @@
-"""Whatever happens to one side of a pair at whatever system call: exactly one guest goes on, and it is whole."""
+"""Whatever happens to one side of a pair at whatever system call: exactly one guest goes on, and it is whole.
+
+A table of all of them, where test_faults.py draws from counts: also calls that are interrupted or find no memory, the
+arbiter's file, the way into the pair, and a whole process that stands still.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.framework.call_faults import Fault, command
+from tests.framework.call_faults import Fault, Under
 from tests.framework.fault_runs import (
     END_DEADLINE,
     FURTHER,
@@ -37,7 +41,7 @@ CALLS = {
     ("secondary", "pair.beat"): (6, ON_BEAT), ("secondary", "pair.kvm"): (150, ON_KVM),
 }  # fmt: skip
 """How many of each there are, at least, until three checkpoints are done, and what may happen at one."""
-IN_MAKE_TEST, BATCH = 64, 8
+IN_MAKE_TEST, BATCH = 24, 8
 
 
 def table() -> Iterator[Case]:
@@ -52,11 +56,11 @@ def run(case: Case, folder: Path) -> str:
     log = folder / "calls"
     with pairs(folder) as pair:
         names = [f"{word}-{os.getpid()}-{folder.name}" for word in ("primary", "secondary")]  # unique among machines
-        tracer = command(log, folder / f"{names[1]}.s", case.fault)
+        under = Under(log, folder / f"{names[1]}.s", case.fault)
         beats = ("--heartbeat", "50", "--heartbeat-loss", "10")
         options = ("--colo-mode", case.form, "--checkpoint-delay", DELAY[case.form], *beats)
-        secondary = pair.secondary(name=names[1], tracer=tracer if case.side == "secondary" else ())
-        primary = pair.primary(secondary, *options, name=names[0], tracer=tracer if case.side == "primary" else ())
+        secondary = pair.secondary(name=names[1], inside=under if case.side == "secondary" else None)
+        primary = pair.primary(secondary, *options, name=names[0], inside=under if case.side == "primary" else None)
         both = (primary, secondary)
         if not listen(both, lambda: was_hit(log), HIT_DEADLINE):
             return "not reached"

@@ -58,10 +58,18 @@ class Fault:
         return Fault(place, int(number), what)
 
 
-def command(log: Path, path: Path, fault: Fault | None) -> list[str]:
-    """What to put before a program, with the repository as working folder."""
-    told = [] if fault is None else [str(fault)]
-    return [sys.executable, "-m", "tests.framework.call_faults", str(log), str(path), *told, "--"]
+@dataclass(frozen=True)
+class Under:
+    """A program that ``fault`` comes to; where it writes its log, and the socket it is about."""
+
+    log: Path
+    path: Path
+    fault: Fault | None
+
+    def command(self, *words: str) -> list[str]:
+        """For processes.Running."""
+        told = [] if self.fault is None else [str(self.fault)]
+        return [sys.executable, "-m", "tests.framework.call_faults", str(self.log), str(self.path), *told, "--", *words]
 
 
 class CallTracer(Traced):

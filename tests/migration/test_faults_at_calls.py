@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.framework.call_faults import Fault, command
+from tests.framework.call_faults import Fault, Under
 from tests.framework.fault_runs import (
     END_DEADLINE,
     FURTHER,
@@ -49,13 +49,13 @@ def table() -> Iterator[Case]:
 
 def run(case: Case, folder: Path) -> str:
     log, line = folder / "calls", folder / "line"
-    tracer = command(log, line, case.fault)
+    under = Under(log, line, case.fault)
     names = [f"{word}-{os.getpid()}-{folder.name}" for word in ("source", "destination")]  # unique among machines
     guest = dirtier(50, 20, 0)
     with sides(folder) as start:
-        source = start(names[0], *guest, tracer=tracer if case.side == "source" else ())
+        source = start(names[0], *guest, inside=under if case.side == "source" else None)
         destination = start(
-            names[1], *guest, "--incoming", "defer", tracer=tracer if case.side == "destination" else ()
+            names[1], *guest, "--incoming", "defer", inside=under if case.side == "destination" else None
         )
         destination.wait_for("inmigrate")
         destination.qmp.execute("migrate-set-parameters", {"x-stall-timeout": STALL})
