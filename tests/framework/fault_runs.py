@@ -108,6 +108,9 @@ def ended_as_it_should(side: Side) -> str:
     text = problems.decode()
     if code == -9:
         return "killed"
+    if code == 126:  # its KVM failed while the guest ran: the machine crashed, and says so
+        assert "the guest crashed" in text, text
+        return "crashed"
     assert code == 125 and text.count("\n") == 1 and "Traceback" not in text, (side.name, code, text)
     return text.strip()
 

@@ -97,9 +97,7 @@ def judge(case: Case, source: Side, destination: Side) -> str:
     elif nowhere:
         assert source.status() in ("paused", "postmigrate")
         assert case.side == "destination", "a guest is lost without a death"
-        # 126: its KVM failed while the guest ran there already, which is no matter of the migration any more.
-        said = "crashed" if destination.process.poll() == 126 else ended_as_it_should(destination)
-        outcome = f"handed over to one that died; the destination: {said}"
+        outcome = f"handed over to one that died; the destination: {ended_as_it_should(destination)}"
     elif source.process.poll() is None:
         outcome = f"the source goes on; the destination: {ended_as_it_should(destination)}"
     else:
