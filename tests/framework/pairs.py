@@ -13,6 +13,8 @@ from typing import Any
 from tests.framework.migrating import Side, dirtier
 
 PAGES, PERIOD = 50, 20
+EPOCH_ROUNDS = 60
+"""More than a guest of these tests does in an epoch and the time that a checkpoint takes."""
 PAIR_DEADLINE = 60.0
 ROUND = rb"(?m:^)round ([0-9]+): [0-9]+ pages in [0-9]+ us(?:, late by [0-9]+)?\r?"
 PATIENT = ("--heartbeat", "250", "--heartbeat-loss", "12")
@@ -115,6 +117,16 @@ def check_same_memory(primary: Side, secondary: Side) -> None:
 def rounds_in(output: bytes) -> list[int]:
     """Numbers of the rounds that a dirtier says it has done; a line that was cut short at the end does not count."""
     return [int(number) for number in re.findall(ROUND + rb"$", output, re.M)]
+
+
+def check_goes_on(said: list[int], lived_on: list[int]) -> None:
+    """Periodic: a survivor goes on behind what was let out, never within it.
+
+    What it said in the last epoch is never seen if the primary died when the secondary held that epoch and before it was
+    let out: a console has nobody who would send again.
+    """
+    last = said[-1] if said else 0
+    assert last < lived_on[0] <= last + EPOCH_ROUNDS, (last, lived_on[0])
 
 
 def check_contiguous(rounds: list[int]) -> None:
