@@ -55,6 +55,7 @@ class ReplicatedMachine:
         """
         if self.machine.requests_pending:
             return None
+        self.pause()  # again, if somebody let it run by hand meanwhile
         self.machine.end_if_halted()
         began = time.perf_counter()
         state = encode_sections(save_machine(self.machine))

@@ -146,7 +146,7 @@ class MigrationManager(MachineObserver):
         if self._machine.run_state is RunState.INMIGRATE:
             raise StateError("Guest is waiting for an incoming migration")
         if self._machine.run_state is RunState.COLO:
-            raise StateError("Guest stands still for a checkpoint, or is a replica")
+            raise StateError("Guest is a replica: it runs when its primary is gone")
         if self.standing_still:
             raise StateError("the migration is about to hand the guest over; cancel it first (migrate_cancel)")
         if self._live is not None:

@@ -15,6 +15,7 @@ from tests.colo.test_pair import MODES, kill, more_rounds
 from tests.framework.migrating import free_port
 from tests.framework.pairs import (
     check_contiguous,
+    check_goes_on,
     colo_stats,
     colo_status,
     pairs,

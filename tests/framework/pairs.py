@@ -122,8 +122,8 @@ def rounds_in(output: bytes) -> list[int]:
 def check_goes_on(said: list[int], lived_on: list[int]) -> None:
     """Periodic: a survivor goes on behind what was let out, never within it.
 
-    What it said in the last epoch is never seen if the primary died when the secondary held that epoch and before it was
-    let out: a console has nobody who would send again.
+    What it said in the last epoch may never be seen: if the primary dies when the secondary holds that epoch and before
+    it was let out. A console has nobody who would send again.
     """
     last = said[-1] if said else 0
     assert last < lived_on[0] <= last + EPOCH_ROUNDS, (last, lived_on[0])

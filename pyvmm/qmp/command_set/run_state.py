@@ -51,6 +51,8 @@ def cont(context: CommandContext) -> None:
     state = context.machine.run_state
     if state in ENDED:
         raise QmpError("Resetting the Virtual Machine is required")
+    if state is RunState.COLO and context.monitor.migration.outgoing is not None:
+        return  # it stands still for a checkpoint, and goes on by itself
     if state is not RunState.RUNNING:
         context.monitor.migration.before_resume()
         context.machine.resume()
