@@ -88,9 +88,10 @@ def judge(case: Case, primary: Side, secondary: Side) -> str:
         else:
             outcome = "the primary goes on"
     else:
-        # Only before there ever was a pair may both be gone, and only if it was the primary that was killed.
+        # Only before there ever was a pair may both be gone, and only if the primary was killed or its KVM failed it.
         outcome = f"gone before it was protected; the secondary: {ended_as_it_should(secondary)}"
-        assert case.side == "primary" and case.fault.what in ("kill", "after"), outcome
+        assert case.side == "primary", outcome
+        assert case.fault.what in ("kill", "after") or ended_as_it_should(primary) == "crashed", outcome
         assert "before there was a whole checkpoint" in outcome or case.fault.place.startswith("move"), outcome
     check_records(primary, secondary, overlap=case.form == "hybrid")
     return outcome

@@ -139,9 +139,10 @@ class CallTracer(Traced):
         self._frozen = {thread}
         for other in os.listdir(f"/proc/{self.pid}/task"):
             # KVM's own worker threads live here, too, untraced: a SIGSTOP to one would stop the whole process for good.
-            traced = f"TracerPid:\t{os.getpid()}\n" in Path(f"/proc/{self.pid}/task/{other}/status").read_text()
-            if int(other) != thread and traced:
-                self._libc.syscall(_TGKILL, self.pid, int(other), signal.SIGSTOP)
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+                traced = f"TracerPid:\t{os.getpid()}\n" in Path(f"/proc/{self.pid}/task/{other}/status").read_text()
+                if int(other) != thread and traced:
+                    self._libc.syscall(_TGKILL, self.pid, int(other), signal.SIGSTOP)
         signal.signal(signal.SIGALRM, lambda _number, _frame: self._thaw())
         signal.setitimer(signal.ITIMER_REAL, seconds)
 

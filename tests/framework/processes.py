@@ -38,8 +38,8 @@ def refused(*arguments: str, timeout: float = 30) -> str:
     return text
 
 
-GONE = 2.0
-"""Seconds."""
+GONE = 10.0
+"""Seconds: a traced program that is killed has a VM to take down first."""
 
 
 class Wrapper(Protocol):
