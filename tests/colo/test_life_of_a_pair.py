@@ -61,6 +61,24 @@ def test_stopped_by_hand_it_stands_still_on_both_sides(tmp_path: Path) -> None:
         secondary.quit()
 
 
+def test_stopped_and_let_run_again_and_again(tmp_path: Path) -> None:
+    """At whatever moment of a checkpoint: it stays a pair, and both stand still when it is stopped."""
+    with pairs(tmp_path) as pair:
+        primary, secondary = pair.start("--checkpoint-delay", "5")
+        for _ in range(60):
+            primary.qmp.execute("stop")
+            primary.qmp.execute("cont")
+        assert colo_status(primary)["mode"] == "primary", colo_status(primary)
+        more_rounds(primary)
+        primary.qmp.execute("stop")
+        wait_protected(primary, int(colo_status(primary)["x-epoch"]) + 3)
+        assert primary.status() == "paused"
+        assert not rounds_in(secondary.output)
+        primary.quit()
+        secondary.wait_for("paused")
+        secondary.quit()
+
+
 def test_the_replica_is_not_let_run_by_hand_and_does_not_end_the_pair(tmp_path: Path) -> None:
     with pairs(tmp_path) as pair:
         primary, secondary = pair.start(*MODES["periodic"])
