@@ -1,6 +1,5 @@
 """Whatever happens to one side of a pair at whatever system call: exactly one guest goes on, and it is whole.
 
-A table of all of them, where test_faults.py draws from counts: also calls that are interrupted or find no memory, the
 arbiter's file, the way into the pair, and a whole process that stands still.
 """
 
