@@ -69,7 +69,8 @@ class ReplicatedMachine:
             raise
         # Up to here is what the other side will know of.
         self.machine.backend.hold.mark()
-        return Copied(state, self._paused_here, saved - began, time.perf_counter() - saved)
+        runs = self._paused_here and self.machine.run_state is RunState.COLO  # else it was stopped by hand meanwhile
+        return Copied(state, runs, saved - began, time.perf_counter() - saved)
 
     def go_on(self) -> None:
         """The guest may run again, if it was this that held it."""
@@ -104,6 +105,7 @@ class ReplicatedMachine:
 
     def load(self, apply: Callable[[], Sequence[str]]) -> None:
         """Carry out what :meth:`prepare` gave. Whatever the replica had done is undone by it."""
+        self.machine.collector.drain_ring()  # what the replica said goes where all it said went, not behind this
         apply()
         self._put_off = None
 

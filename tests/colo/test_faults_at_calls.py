@@ -1,6 +1,6 @@
 """Whatever happens to one side of a pair at whatever system call: exactly one guest goes on, and it is whole.
 
-arbiter's file, the way into the pair, and a whole process that stands still.
+A table of all of them, the calls on the arbiter's file and on the way into the pair included.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ CALLS = {
     ("secondary", "pair.beat"): (6, ON_BEAT), ("secondary", "pair.kvm"): (150, ON_KVM),
 }  # fmt: skip
 """How many of each there are, at least, until three checkpoints are done, and what may happen at one."""
-IN_MAKE_TEST, BATCH = 24, 8
+IN_MAKE_TEST, BATCH = 56, 8
 
 
 def table() -> Iterator[Case]:

@@ -201,7 +201,7 @@ def test_a_conversation_is_kept_and_judged(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     lines = done.stdout.decode().splitlines()
     assert lines[0].endswith("checkpoint-ready")
-    assert sum("vmstate-loaded" in line for line in lines) >= 4
+    assert sum("vmstate-loaded" in line for line in lines) >= 3
     kept = record.read_text().splitlines(keepends=True)
     record.write_text("".join([kept[0], kept[1], kept[3], *kept[4:]]))
     done = pyvmm("colo", "replay", str(record))

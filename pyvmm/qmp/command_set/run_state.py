@@ -41,8 +41,9 @@ def query_status(context: CommandContext) -> StatusInfo:
 @command("stop")
 def stop(context: CommandContext) -> None:
     """Stop the vCPUs; nothing to do where they do not run."""
-    if context.machine.run_state is RunState.RUNNING:
-        context.machine.pause()
+    state = context.machine.run_state
+    if state is RunState.RUNNING or (state is RunState.COLO and context.monitor.migration.outgoing is not None):
+        context.machine.pause()  # for good, if it only stood still for a checkpoint
 
 
 @command("cont")
