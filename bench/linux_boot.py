@@ -10,6 +10,9 @@ init     -> the shell that runs the command: mounts, /dev, fork and exec
 command  -> ``true`` has ended and its status is out: one more fork, two lines written
 end      -> pyvmm has ended
 
+``fast`` is the whole of ``pyvmm linux --fast --exec true`` with its snapshot there, ``guest`` the part of it in which
+the vCPU runs.
+
 Each part in wall-clock seconds and in CPU seconds of pyvmm (the vCPU's included). On a host with other work the
 latter is the one to compare. Boots are repeated as long as they fit into the time a benchmark may take.
 """
@@ -34,6 +37,8 @@ BUDGET = 110.0
 ROUNDS = 3
 ROOTS = {"disk": (12, 15), "initramfs": (20, 25)}
 """Where the root file system is -> targets to ``/init`` and to the output of a command."""
+FAST_ROUNDS = 9
+FAST_TARGET = 1.0
 PARTS = ("load", "kernel", "init", "command", "end")
 MARKERS = {b"pyvmm: init": "kernel", b"pyvmm: command begin 0": "init", b"pyvmm: command end 0": "command"}
 """What a line begins with -> the part that it ends."""
@@ -80,11 +85,33 @@ def boot(seconds: float, root: str) -> dict[str, Moment]:
 
 def running_since(trace: str) -> float:
     """Monotonic time at which the run state first became running."""
+    return run_states(trace)["running"]
+
+
+def run_states(trace: str) -> dict[str, float]:
+    """Monotonic time at which the run state first became what it became."""
+    states: dict[str, float] = {}
     for line in Path(trace).read_text(encoding="utf-8").splitlines():
         stamp, _, _, name, text = line.split("\t", 4)
-        if name == "run_state_change" and text.endswith("-> running"):
-            return int(stamp) / 1e9
-    raise HostError("pyvmm linux ended before its guest ran")
+        if name == "run_state_change":
+            states.setdefault(text.rpartition("-> ")[2], int(stamp) / 1e9)
+    if "running" not in states:
+        raise HostError("pyvmm linux ended before its guest ran")
+    return states
+
+
+def fast_start() -> tuple[float, float]:
+    """Seconds of one ``--fast``: from process start to its end, and of these in which the guest ran."""
+    with tempfile.TemporaryDirectory(prefix="pyvmm-bench-") as folder:
+        trace = os.path.join(folder, "trace")
+        command = [*PYVMM, "linux", "--fast", "--exec", "true", "--trace", f"run_state_change,file={trace}"]
+        start = time.monotonic()
+        status = subprocess.run(command, stdin=subprocess.DEVNULL, env=child_environment(), check=False).returncode
+        whole = time.monotonic() - start
+        if status:
+            raise HostError(f"pyvmm linux --fast ended with status {status}")
+        states = run_states(trace)
+        return whole, states["shutdown"] - states["running"]
 
 
 def measure() -> dict[str, Any]:
@@ -112,6 +139,10 @@ def measure() -> dict[str, Any]:
             label = f"{root}.{name}"
             target[label] = verdict(found["wall"].median, limit) if found else {"value": None, "target_at_most": limit}
             ratio[label] = round(found["wall"].median / limit, 3) if found else None
+    starts = [fast_start() for _ in range(1 + FAST_ROUNDS)][1:]  # the first one may boot
+    figures["fast"] = {"whole": figure([w for w, _ in starts], "s"), "guest": figure([g for _, g in starts], "s")}
+    target["fast.whole"] = verdict(figures["fast"]["whole"].median, FAST_TARGET)
+    ratio["fast.whole"] = round(figures["fast"]["whole"].median / FAST_TARGET, 3)
     return document(
         what=WHAT,
         against=AGAINST,

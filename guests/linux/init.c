@@ -30,6 +30,7 @@
 #define TASK_PORTS 64
 #define SCRIPT_MAX 65536
 #define SCRIPT_FD 9
+#define STATUS_FD 8 /* as exec_script in pyvmm/cli/exec_console.py has it */
 
 /* ---- system calls: number in RAX, arguments in RDI RSI RDX R10 R8; RCX and R11 are lost ---- */
 
@@ -176,6 +177,8 @@ static char *ask_for_task(void)
 	const unsigned long head = sizeof(task.time_ns) + sizeof(task.seed);
 	long port = call(__NR_open, P("/dev/port"), O_RDWR, 0, 0, 0);
 
+	/* What somebody typed while this booted is not for all that start from here. */
+	call(__NR_ioctl, 1, TCFLSH, 0 /* TCIFLUSH */, 0, 0);
 	call(__NR_pwrite64, port, P("R"), 1, TASK_PORT, 0);
 	read_ports(port, &task.size, sizeof(task.size));
 	/* Where nothing answers, all bits are set. */
@@ -207,10 +210,10 @@ static void replace(int fd, const char *path, int flags)
 	call(__NR_close, file, 0, 0, 0, 0);
 }
 
-/* Starts a program in a session of its own, reading from `input` and writing to the serial line, `script` (if not
- * negative) as its descriptor SCRIPT_FD; gives its process ID. One that reads from the serial line has it as its own
- * terminal: job control and Ctrl-C work. */
-static long start(const char *const *arguments, const char *input, long script)
+/* Starts a program in a session of its own, reading from `input` and writing to the serial line, `script` and `status`
+ * (where not negative) as its descriptors SCRIPT_FD and STATUS_FD; gives its process ID. One that reads from the serial
+ * line has it as its own terminal: job control and Ctrl-C work. */
+static long start(const char *const *arguments, const char *input, long script, long status)
 {
 	long child = call(__NR_fork, 0, 0, 0, 0, 0);
 
@@ -229,6 +232,8 @@ static long start(const char *const *arguments, const char *input, long script)
 	call(__NR_dup2, 1, 2, 0, 0, 0);
 	if (script >= 0)
 		call(__NR_dup2, script, SCRIPT_FD, 0, 0, 0);
+	if (status >= 0)
+		call(__NR_dup2, status, STATUS_FD, 0, 0, 0);
 	call(__NR_chdir, P("/root"), 0, 0, 0, 0);
 	call(__NR_execve, P(arguments[0]), P(arguments), P(environment), 0, 0);
 	say("pyvmm: init: cannot run ");
@@ -279,25 +284,39 @@ static void make_raw(int fd)
 	call(__NR_ioctl, fd, TCSETS, P(&settings), 0, 0);
 }
 
-/* Ends the machine when `child` ends, with its status. */
-static void exit_with(long child)
+/* Ends the machine with the status that `child` ends with, or says that it is going to end with: it writes that to
+ * `told`, a pipe, and sends SIGUSR1. Taking a process down takes a while where the kernel is emulated, and so nobody has
+ * to wait for it. */
+static void exit_with(long child, long told)
 {
-	int status = 0;
-	long ended;
+	const unsigned long news = BIT(SIGCHLD) | BIT(SIGUSR1);
+	char text[4];
+	long got, ended, i;
+	int status;
 
-	do {
-		ended = call(__NR_wait4, -1, P(&status), 0, 0, 0);
-	} while (ended != child && ended > 0);
-	/* As shells say it: the exit status, or 128 and the signal that ended it. */
-	exit_machine(status & 0x7f ? 128 + (status & 0x7f) : status >> 8);
+	for (;;) {
+		call(__NR_rt_sigtimedwait, P(&news), 0, 0, sizeof(news), 0);
+		got = call(__NR_read, told, P(text), sizeof(text), 0, 0);
+		if (got > 0) {
+			for (status = 0, i = 0; i < got && text[i] >= '0' && text[i] <= '9'; i++)
+				status = status * 10 + text[i] - '0';
+			exit_machine(status);
+		}
+		/* As shells say it: the exit status, or 128 and the signal that ended it. */
+		while ((ended = reap(&status)) > 0)
+			if (ended == child)
+				exit_machine(status & 0x7f ? 128 + (status & 0x7f) : status >> 8);
+	}
 }
 
 static void run_command(const char *command)
 {
 	const char *const shell[] = { "/bin/sh", "-c", command, 0 };
+	int told[2] = { -1, -1 };
 
+	call(__NR_pipe2, P(told), O_CLOEXEC | O_NONBLOCK, 0, 0, 0);
 	make_raw(1);
-	exit_with(start(shell, "/dev/null", -1));
+	exit_with(start(shell, "/dev/null", -1, told[1]), told[0]);
 }
 
 /* A shell that has started and waits for its script, when the machine is saved, need not be started afterwards. Returns
@@ -306,12 +325,13 @@ static void run_task(void)
 {
 	const char *const shell[] = { "/bin/sh", "-c", "kill -USR1 1; . /proc/self/fd/9", 0 };
 	const char *script;
-	int pipe[2], status;
+	int pipe[2], told[2], status;
 	long child;
 
-	if (call(__NR_pipe2, P(pipe), O_CLOEXEC, 0, 0, 0) < 0)
+	if (call(__NR_pipe2, P(pipe), O_CLOEXEC, 0, 0, 0) < 0 ||
+	    call(__NR_pipe2, P(told), O_CLOEXEC | O_NONBLOCK, 0, 0, 0) < 0)
 		return;
-	child = start(shell, "/dev/null", pipe[0]);
+	child = start(shell, "/dev/null", pipe[0], told[1]);
 	call(__NR_close, pipe[0], 0, 0, 0, 0);
 	/* Its signal, or its end. */
 	call(__NR_rt_sigtimedwait, P(&watched), 0, 0, sizeof(watched), 0);
@@ -323,7 +343,7 @@ static void run_task(void)
 	}
 	call(__NR_close, pipe[1], 0, 0, 0, 0);
 	if (script)
-		exit_with(child);
+		exit_with(child, told[0]);
 	call(__NR_wait4, child, P(&status), 0, 0, 0);
 }
 
@@ -331,7 +351,7 @@ static void keep_shell(void)
 {
 	/* A leading "-" would make it a login shell, which reads /etc/profile. */
 	const char *const shell[] = { "/bin/sh", "-i", 0 };
-	long child = start(shell, console, -1), ended;
+	long child = start(shell, console, -1, -1), ended;
 	int status;
 
 	for (;;) {
@@ -352,7 +372,7 @@ static void keep_shell(void)
 					continue;
 				if (status) /* do not spin if it cannot even start */
 					sleep_nanoseconds(1000000000);
-				child = start(shell, console, -1);
+				child = start(shell, console, -1, -1);
 			}
 			break;
 		}

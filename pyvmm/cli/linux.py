@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         return output
 
     def conclude(ending: Ending) -> Ending:
-        console.finish()
+        console.finish(ending.value & 0xFF if ending.kind == "debug-exit" and ending.value is not None else None)
         return _concluded(console, ending) if args.exec else ending
 
     build = None

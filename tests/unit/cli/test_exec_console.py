@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import subprocess
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyvmm.cli.exec_console import ExecConsole, check_command_line, exec_argument
+from pyvmm.cli.exec_console import STATUS_FD, ExecConsole, check_command_line, exec_argument, exec_script
 from pyvmm.errors import ConfigError
 
 
@@ -49,9 +51,41 @@ def test_a_hostile_console_raises_nothing_and_invents_no_status(data: bytes) -> 
 
 
 def test_the_script_is_what_init_decodes() -> None:
-    script = base64.b64decode(exec_argument(["echo 'a'", "false"]).partition("=")[2]).decode()
-    assert "echo 'a'" in script
-    assert script.endswith("exit $s\n")
+    commands = ["echo 'a'", "false"]
+    assert base64.b64decode(exec_argument(commands).partition("=")[2]).decode() == exec_script(commands)
+
+
+@pytest.mark.parametrize(
+    ("last", "output", "status"),
+    [
+        ("echo hi", b"hi\n", 0),
+        ("printf no-newline; exit 7", b"no-newline", 7),
+        ("(exit 4)", b"", 4),
+        ("set -e; false; echo not here", b"", 1),
+        ("echo before\necho )", b"before\n", 2),
+        ("if true; then", b"", 2),
+        ("IFS=012; (exit 210)", b"", 210),
+        ("exec sh -c 'echo gone; exit 9'", b"gone\n", None),
+    ],
+)
+def test_a_real_shell_runs_the_script(tmp_path: Path, last: str, output: bytes, status: int | None) -> None:
+    script = exec_script(["echo first; cd /; exit 3", last]).replace("kill -USR1 1", ":")
+    told_to_init = tmp_path / "told"
+    command = f"exec {STATUS_FD}>{told_to_init}\n{script}"
+    done = subprocess.run(["busybox", "sh", "-c", command], capture_output=True, check=False, timeout=20)
+    told = told_to_init.read_bytes()
+    console = ExecConsole(["first", last])
+    console(done.stdout)
+    assert told == (b"" if status is None else b"%d\n" % status)
+    assert [r.status for r in console.results] == [3, status]
+    console.finish(done.returncode)
+    assert [r.output for r in console.results] == [b"first\n", output]
+    assert console.results[1].status == done.returncode == (9 if status is None else status)
+
+
+def test_a_script_without_an_init_that_listens_still_ends_with_the_status() -> None:
+    done = subprocess.run(["busybox", "sh", "-c", exec_script(["exit 5"])], capture_output=True, check=False, timeout=20)
+    assert (done.returncode, done.stderr) == (5, b"")
 
 
 def test_too_long_a_command_line_says_by_how_much() -> None:
