@@ -84,7 +84,8 @@ def test_a_real_shell_runs_the_script(tmp_path: Path, last: str, output: bytes, 
 
 
 def test_a_script_without_an_init_that_listens_still_ends_with_the_status() -> None:
-    done = subprocess.run(["busybox", "sh", "-c", exec_script(["exit 5"])], capture_output=True, check=False, timeout=20)
+    script = exec_script(["exit 5"])
+    done = subprocess.run(["busybox", "sh", "-c", script], capture_output=True, check=False, timeout=20)
     assert (done.returncode, done.stderr) == (5, b"")
 
 
