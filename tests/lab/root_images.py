@@ -29,7 +29,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 PACKAGES = [
     "gcc", "binutils", "libc6-dev", "libc6", "busybox-static", "dash", "bash", "coreutils", "util-linux", "procps",
-    "e2fsprogs",
+    "e2fsprogs", "libseccomp2", "libc-bin",
 ]  # fmt: skip
 """Whose files the lab has, with all they depend on."""
 
