@@ -268,7 +268,7 @@ def test_both_sides_hold_the_same_memory(tmp_path: Path) -> None:
         # One may be under way, the next has it all, and has been loaded when there is a third.
         wait_protected(primary, epoch=int(colo_status(primary)["x-epoch"]) + 3)
         check_same_memory(primary, secondary)
-        assert colo_stats(secondary)["rolled-back-pages"] > 700
+        assert colo_stats(secondary)["rolled-back-pages"] > 100
         primary.quit()
         secondary.wait_for("paused")  # as its owner left it
         secondary.quit()
