@@ -146,6 +146,26 @@ class Overlay(Image):
             with contextlib.suppress(HostError):
                 lock_disk(self.base.fd, self.base.path, shared=True)
 
+    def begin_scratch(self) -> None:
+        """From now on nothing of it survives a crash, until :meth:`keep`; so throwing it away costs no fsync. OSError.
+
+        It is a replica's: what that writes counts only once it is the guest.
+        """
+        self._note(EMPTYING)
+
+    def throw_away(self) -> None:
+        """Back to what the base holds, after :meth:`begin_scratch`; nothing may be in flight. OSError."""
+        T.block_overlay_discard.on and T.block_overlay_discard(self.path, self.clusters_used)
+        lib.pv_overlay_clear(self.native)
+        check_result(lib.pv_overlay_trim(self.native), self.path)
+
+    def keep(self) -> None:
+        """What is here counts, durably, over the base as it is now. OSError."""
+        self.flush()
+        if self._header is not None:
+            self._header.base_time = time_stamp(self.base.fd)
+        self._note(CLEAN)
+
     def _emptied(self) -> None:
         self.flush()
         self._note(CLEAN)
@@ -186,7 +206,7 @@ class Overlay(Image):
             self.base.close()
 
 
-def open_overlay(path: str, base_path: str, *, later: bool = False) -> Overlay:
+def open_overlay(path: str, base_path: str, *, later: bool = False, kind: type[Overlay] = Overlay) -> Overlay:
     """The overlay at ``path`` over ``base_path``, made if it is not there. ConfigError, HostError or ImageError.
 
     ``later``: somebody else still writes to it; :meth:`Overlay.claim` takes it over.
@@ -195,13 +215,13 @@ def open_overlay(path: str, base_path: str, *, later: bool = False) -> Overlay:
     try:
         if not os.path.lexists(path):
             create_overlay(path, base)
-        return _open(path, base, later)
+        return _open(path, base, later, kind)
     except BaseException:
         base.close()
         raise
 
 
-def _open(path: str, base: Image, later: bool) -> Overlay:
+def _open(path: str, base: Image, later: bool, kind: type[Overlay]) -> Overlay:
     fd = open_disk_file(path, read_only=False)
     try:
         if os.path.sameopenfile(fd, base.fd):
@@ -216,7 +236,7 @@ def _open(path: str, base: Image, later: bool) -> Overlay:
                              " restore it, or start over with a new overlay")  # fmt: skip
         if os.fstat(fd).st_size < header.data_at + header.size:
             raise ImageError(path, "size", "the file is too short: the overlay is damaged")
-        overlay = Overlay(path, fd, base, header)
+        overlay = kind(path, fd, base, header)
     except BaseException:
         os.close(fd)
         raise

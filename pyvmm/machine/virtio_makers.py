@@ -84,8 +84,10 @@ def _say(text: str) -> None:
 
 def _disk(machine: Machine, config: DiskConfig) -> VirtioDevice:
     from pyvmm.block.image import open_image
+    from pyvmm.block.pair_file import check_startable
     from pyvmm.virtio.blk import VirtioBlk
 
+    check_startable(config.path, config.overlay)
     later = machine.config.incoming  # the source writes to it until it hands over
     if config.overlay is None:
         image = open_image(config.path, read_only=config.readonly, later=later)
