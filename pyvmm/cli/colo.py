@@ -23,6 +23,8 @@ LOOK = 0.1
 PROTECT_DEADLINE = 600.0
 FAILOVER_DEADLINE = 30.0
 CHECKPOINT_DEADLINE = 30.0
+SHOWN = 20
+"""Of the answers that were not alike, the last."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -100,7 +102,12 @@ def _table(name: str, status: dict[str, Any], stats: dict[str, Any]) -> Table:
         table.add_row("pause", f"median {pause['median']:.2f} ms, longest {pause['largest']:.2f} ms")
         table.add_row("received", f"median {received['median']:.2f} ms after the request")
     if stats["held-bytes"]:
-        table.add_row("held", f"{stats['held-bytes']} bytes of console output")
+        table.add_row("held output", f"{stats['held-bytes']} bytes of console output")
+    for number, card in enumerate(stats["cards"] if role == "primary" else ()):
+        table.add_row(
+            f"card {number}",
+            f"{card['primary-frames']} frames: {card['released']} let out as alike, {card['committed']} by checkpoints",
+        )
     if role != "none":
         heard, silence = stats["heartbeats-heard"], stats["longest-silence"]
         table.add_row("heartbeats", f"{heard} heard, longest silence {silence:.0f} ms")
@@ -175,12 +182,14 @@ def _checkpoint(args: argparse.Namespace) -> int:
 
 def _why(args: argparse.Namespace) -> int:
     with _open(args) as client:
-        reasons = client.execute("query-colo-stats", oob=True)["reasons"]
+        stats = client.execute("query-colo-stats", oob=True)
     if args.json:
-        _print_json(reasons)
+        _print_json({"reasons": stats["reasons"], "differences": stats["differences"]})
     else:
-        for one in sorted(reasons, key=lambda entry: -entry["count"]):
+        for one in sorted(stats["reasons"], key=lambda entry: -entry["count"]):
             print(f"{one['count']:8}  {one['reason']}")
+        for one in stats["differences"][-SHOWN:]:
+            print(f"{time.strftime('%H:%M:%S', time.localtime(one['time']))}  {one['what']}")
     return 0
 
 

@@ -25,8 +25,8 @@ VERSION = 2
 """Of the protocol between the two, this and messages.py's."""
 TOKEN = 16
 """Bytes."""
-LinkKind = Literal["heartbeat"]
-LINKS: tuple[LinkKind, ...] = ("heartbeat",)
+LinkKind = Literal["heartbeat", "network"]
+"""``network``: frames, if the machine has cards and the replica runs (cards.py)."""
 HELLO, WELCOME, REFUSED = 100, 101, 102
 """Kinds of frames; apart from the migration's, so that neither takes the other's first frame for its own."""
 

@@ -11,14 +11,16 @@ import contextlib
 import os
 import secrets
 import select
+import socket
 import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
+from pyvmm.colo.cards import PrimaryCards
 from pyvmm.colo.checkpoint import head_of, size_of, with_checksum
 from pyvmm.colo.config import check_plaintext
 from pyvmm.colo.heartbeat import Heartbeat
-from pyvmm.colo.links import TOKEN, VERSION, Answer, Offer, hello_of, open_link
+from pyvmm.colo.links import TOKEN, VERSION, Answer, LinkKind, Offer, hello_of, open_link
 from pyvmm.colo.messages import Conversation, Message
 from pyvmm.colo.replicated_machine import Copied, ReplicatedMachine
 from pyvmm.colo.session import CheckpointTimes, ColoSession, ExitReason
@@ -50,9 +52,11 @@ class Primary:
         side: ReplicatedMachine,
         parameters: Callable[[], Parameters],
         post: Callable[[Callable[[], None]], None],
+        cards: PrimaryCards,
     ) -> None:
         self._session = session
         self._side = side
+        self._cards = cards
         self._parameters = parameters
         self._post = post
         self._conversation: Conversation
@@ -71,6 +75,7 @@ class Primary:
             check_plaintext(uri, parameters.tls_creds, session.config)
             self._pair_up(channel, uri, parameters)
         except BaseException as error:
+            self._cards.close()
             session.end("error", str(error))
             raise
         self._staging = Staging(session.config.staging, self._side.machine.memory.regions)
@@ -90,7 +95,10 @@ class Primary:
         finally:
             self._staging.close()
         session.note_suspicion()
-        self._alone(reason, problem)
+        try:
+            self._alone(reason, problem)
+        finally:
+            self._cards.close()
 
     def _pair_up(self, channel: Channel, uri: str, parameters: Parameters) -> None:
         session, config = self._session, self._session.config
@@ -104,13 +112,19 @@ class Primary:
         answer: Answer = decode(expect(channel, MigrationMessage.COLO)[1], Answer)
         if answer.version != VERSION:
             raise ChannelError(f"the secondary speaks version {answer.version} of the protocol, this one {VERSION}")
-        beats = open_link(
-            uri, hello_of(offer, "heartbeat"), timeout=timeout, tls_creds=parameters.tls_creds,
-            tls_hostname=parameters.tls_hostname,
-        )  # fmt: skip
+
+        def link(kind: LinkKind) -> socket.socket:
+            return open_link(
+                uri, hello_of(offer, kind), timeout=timeout, tls_creds=parameters.tls_creds,
+                tls_hostname=parameters.tls_hostname,
+            )  # fmt: skip
+
+        beats = link("heartbeat")
         session.heartbeat = Heartbeat(
             beats, session.term, session.suspect, interval=config.heartbeat, loss=config.loss
         )
+        if self._cards.needs_link:
+            self._cards.connect(link("network"))
         session.peer_uri = uri
         self._conversation = Conversation(channel.detach(), "primary", timeout, session.recorder)
         session.talk(self._conversation)
@@ -173,7 +187,7 @@ class Primary:
         conversation.expect(Message.CHECKPOINT_REPLY)
         stopped = time.perf_counter()
         try:
-            copied = self._copy()
+            copied = self._copy(times.epoch)
             if not staging.overflowed:
                 self._on_loop(side.go_on)
                 times.pause = time.perf_counter() - stopped
@@ -188,6 +202,7 @@ class Primary:
         times.received = time.perf_counter() - began
         session.epoch, session.runs = session.epoch + 1, copied.running
         side.machine.backend.hold.release()
+        self._cards.commit(session.epoch)
         times.copy, times.save = copied.copy, copied.save
         times.pages, times.zero_pages = staging.pages, staging.zero_pages
         times.delta_pages, times.saved = staging.delta_pages, staging.saved
@@ -196,11 +211,11 @@ class Primary:
         session.counters.note(times)
         T.colo_checkpoint.on and T.colo_checkpoint(session.epoch, times.reason, times.pages, int(times.pause * 1e6))
 
-    def _copy(self) -> Copied:
+    def _copy(self, epoch: int) -> Copied:
         """The guest stands still then."""
         self._on_loop(self._side.pause)
         for _ in range(TURNS):
-            copied = self._on_loop(lambda: self._side.copy(self._staging))
+            copied = self._on_loop(lambda: self._side.copy(self._staging, self._cards, epoch))
             if copied is not None:
                 return copied
         raise StateError("what the guest asked for is never seen to")
@@ -218,6 +233,7 @@ class Primary:
         """The guest is over; the secondary is to know, or it would go on with it."""
         self._conversation.send(Message.GUEST_ENDED)
         self._conversation.expect(Message.GUEST_ENDED)
+        self._on_loop(self._cards.alone)
         self._side.machine.backend.hold.set("pass")
 
     def _alone(self, reason: ExitReason, problem: str | None) -> None:
@@ -243,6 +259,7 @@ class Primary:
             side.lose(reason_lost)
             session.end("error", reason_lost)
             raise ChannelError(reason_lost)
+        self._on_loop(self._cards.alone)
         hold.set("pass")
         session.note_failover()
         session.end(reason, problem)

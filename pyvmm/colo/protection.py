@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from pyvmm.colo.cards import PrimaryCards, SecondaryCards
 from pyvmm.colo.config import ColoConfig, check_plaintext
 from pyvmm.colo.metrics import serve_metrics
 from pyvmm.colo.primary import Primary
@@ -18,6 +19,7 @@ from pyvmm.machine.machine import Machine
 from pyvmm.machine.observer import MachineObserver
 from pyvmm.migration.channel import Channel, Listener
 from pyvmm.migration.manager import MigrationManager
+from pyvmm.net.compare import CompareTunables
 
 
 class Protection(MachineObserver):
@@ -35,6 +37,8 @@ class Protection(MachineObserver):
         self.session.on_exit = tell_exit
         self._end_metrics = serve_metrics(config.metrics, self.session) if config.metrics is not None else lambda: None
         self._machine = machine
+        self.cards: PrimaryCards | None = None
+        """Of this side, if it is or was a primary."""
         self._manager = manager
         manager.colo = self
         machine.observers.add(self)
@@ -63,19 +67,20 @@ class Protection(MachineObserver):
 
     def primary(self, channel: Channel, uri: str, entered: Callable[[], None]) -> None:
         """On the migration's thread."""
-        side = ReplicatedMachine(self._machine)
-        Primary(self.session, side, lambda: self._manager.parameters, self._machine.loop.post).run(
-            channel, uri, entered
-        )
+        self.cards = PrimaryCards(self._machine, self.session, CompareTunables())
+        Primary(
+            self.session, ReplicatedMachine(self._machine), lambda: self._manager.parameters, self._machine.loop.post,
+            self.cards,
+        ).run(channel, uri, entered)  # fmt: skip
 
     def secondary(
         self, channel: Channel, payload: memoryview, listener: Listener, entered: Callable[[], None]
     ) -> None:
         """On the incoming migration's thread."""
-        side = ReplicatedMachine(self._machine)
-        Secondary(self.session, side, lambda: self._manager.parameters, self._machine.loop.post, listener).run(
-            channel, payload, entered
-        )
+        Secondary(
+            self.session, ReplicatedMachine(self._machine), lambda: self._manager.parameters, self._machine.loop.post,
+            listener, SecondaryCards(self._machine, self.session),
+        ).run(channel, payload, entered)  # fmt: skip
 
     def give_up(self) -> None:
         """The pair is to be over; the arbiter says to whom the guest belongs then."""

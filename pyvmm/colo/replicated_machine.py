@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from pyvmm.colo.cards import PrimaryCards, SecondaryCards
 from pyvmm.colo.staging import Staging
 from pyvmm.errors import ConfigError
-from pyvmm.machine.device_config import DeviceConfig, RngConfig
+from pyvmm.machine.device_config import DeviceConfig, NetConfig, RngConfig
 from pyvmm.machine.ending import Ending
 from pyvmm.machine.machine import Machine
 from pyvmm.machine.output_hold import Mode as OutputMode
@@ -49,16 +50,16 @@ class ReplicatedMachine:
             self.machine.pause(RunState.COLO)
             self._paused_here = True
 
-    def copy(self, staging: Staging) -> Copied | None:
-        """A moment of the guest, which stands still. ``None``: it wants something that is in no state yet (its end, a
-        reset); ask again after the loop has seen to it.
+    def copy(self, staging: Staging, cards: PrimaryCards, epoch: int) -> Copied | None:
+        """A moment of the guest, which stands still: ``epoch`` begins. ``None``: it wants something that is in no state
+        yet (its end, a reset); ask again after the loop has seen to it.
         """
         if self.machine.requests_pending:
             return None
         self.pause()  # again, if somebody let it run by hand meanwhile
         self.machine.end_if_halted()
         began = time.perf_counter()
-        state = encode_sections(save_machine(self.machine))
+        state = encode_sections([*save_machine(self.machine), *cards.sections()])
         saved = time.perf_counter()
         sets = self.machine.dirty.harvest()
         try:
@@ -69,6 +70,7 @@ class ReplicatedMachine:
             raise
         # Up to here is what the other side will know of.
         self.machine.backend.hold.mark()
+        cards.begin_epoch(epoch)
         runs = self._paused_here and self.machine.run_state is RunState.COLO  # else it was stopped by hand meanwhile
         return Copied(state, runs, saved - began, time.perf_counter() - saved)
 
@@ -99,11 +101,19 @@ class ReplicatedMachine:
         """Let the replica stand still."""
         self.pause()
 
-    def prepare(self, state: memoryview) -> Callable[[], Sequence[str]]:
+    def prepare(self, state: memoryview, cards: SecondaryCards, epoch: int) -> Callable[[], None]:
         """Check saved state; SectionError. What applies it, with the memory in place."""
-        return prepare_machine(self.machine, decode_sections(state))
+        sections = decode_sections(state)
+        records = cards.decode(sections)
+        apply = prepare_machine(self.machine, sections)
 
-    def load(self, apply: Callable[[], Sequence[str]]) -> None:
+        def carry_out() -> None:
+            apply()
+            cards.load(epoch, records)
+
+        return carry_out
+
+    def load(self, apply: Callable[[], None]) -> None:
         """Carry out what :meth:`prepare` gave. Whatever the replica had done is undone by it."""
         self.machine.collector.drain_ring()  # what the replica said goes where all it said went, not behind this
         apply()
@@ -143,6 +153,8 @@ class ReplicatedMachine:
 def check_devices(devices: Sequence[DeviceConfig]) -> None:
     """ConfigError names a device that would let out what is not committed, or whose state lies outside the guest."""
     for device in devices:
-        if not isinstance(device, RngConfig):
+        if isinstance(device, NetConfig) and device.backend == "stream":
+            raise ConfigError(f"--colo: --net {device.target}: a stream's peer cannot be shared by two; use a tap")
+        if not isinstance(device, RngConfig | NetConfig):
             kind = type(device).__name__.removesuffix("Config").lower()
             raise ConfigError(f"--colo: a machine with {kind} cannot be protected by this version; leave it out")

@@ -7,14 +7,17 @@ that has answered as the guest did, in periodic mode it is the checkpoint before
 
 from __future__ import annotations
 
+import contextlib
 import mmap
+import socket
 from collections.abc import Callable
 from typing import TypeVar
 
+from pyvmm.colo.cards import SecondaryCards
 from pyvmm.colo.checkpoint import STATE_MAX, Checkpoint, decode_checkpoint, size_of
 from pyvmm.colo.config import ColoConfig
 from pyvmm.colo.heartbeat import Heartbeat
-from pyvmm.colo.links import VERSION, Answer, Offer, accept_link, hello_of
+from pyvmm.colo.links import VERSION, Answer, LinkKind, Offer, accept_link, hello_of
 from pyvmm.colo.messages import Conversation, Message
 from pyvmm.colo.replica_memory import ReplicaMemory
 from pyvmm.colo.replicated_machine import ReplicatedMachine
@@ -23,6 +26,7 @@ from pyvmm.errors import ChannelError, ConfigError, PyvmmError
 from pyvmm.host.profile import load_profile
 from pyvmm.machine.ending import Ending
 from pyvmm.memory.guest_memory import PAGE_SIZE, GuestMemory
+from pyvmm.migration.announcer import Announcer
 from pyvmm.migration.channel import Channel, Listener
 from pyvmm.migration.loop_call import call_on_loop
 from pyvmm.migration.parameters import Parameters
@@ -67,14 +71,17 @@ class Secondary:
         parameters: Callable[[], Parameters],
         post: Callable[[Callable[[], None]], None],
         listener: Listener,
+        cards: SecondaryCards,
     ) -> None:
         self._session = session
+        self._cards = cards
         self._side = side
         self._parameters = parameters
         self._post = post
         self._listener = listener
         self._conversation: Conversation
         self._replica = ReplicaMemory(side.machine.memory, side.machine.dirty)
+        self._announcer = Announcer(side.machine, parameters)
 
     def run(self, channel: Channel, payload: memoryview, entered: Callable[[], None]) -> None:
         """Answer the primary at the other end of ``channel``, whose offer ``payload`` is, and be its secondary;
@@ -89,9 +96,18 @@ class Secondary:
             session.pair, session.term = offer.pair, offer.term
             self._pair_up(channel, offer)
         except BaseException as error:
+            self._cards.close()
             session.end("error", str(error))
             raise
         entered()
+        try:
+            self._live()
+        finally:
+            self._cards.close()
+
+    def _live(self) -> None:
+        """As the secondary of a pair, until the guest is this side's."""
+        session = self._session
         reason: ExitReason
         problem: str | None
         try:
@@ -127,9 +143,18 @@ class Secondary:
     def _pair_up(self, channel: Channel, offer: Offer) -> None:
         session, parameters = self._session, self._parameters()
         send_struct(channel, MigrationMessage.COLO, Answer(VERSION, "secondary", session.owner))
-        beats = accept_link(
-            self._listener, hello_of(offer, "heartbeat"), timeout=offer.timeout, tls_creds=parameters.tls_creds
-        )
+
+        def link(kind: LinkKind) -> socket.socket:
+            return accept_link(
+                self._listener, hello_of(offer, kind), timeout=offer.timeout, tls_creds=parameters.tls_creds
+            )
+
+        beats = link("heartbeat")
+        with contextlib.ExitStack() as undo:
+            undo.callback(beats.close)
+            if self._cards.needs_link:
+                self._cards.connect(link("network"))
+            undo.pop_all()
         self._listener.close()  # the pair is complete: whoever else comes is to hear that at once
         try:
             session.heartbeat = Heartbeat(
@@ -141,6 +166,7 @@ class Secondary:
         self._conversation = Conversation(channel.detach(), "secondary", offer.timeout, session.recorder)
         session.talk(self._conversation)
         self._on_loop(self._side.become_shadow)
+        self._on_loop(self._cards.cut_off)
         self._on_loop(self._replica.protect)
         session.heartbeat.start()
         self._conversation.send(Message.CHECKPOINT_READY)
@@ -167,7 +193,7 @@ class Secondary:
         payload = conversation.expect_state(buffer)
         checkpoint = decode_checkpoint(payload, term=session.term, epoch=session.epoch + 1)
         self._replica.check(checkpoint.batches)
-        apply = self._on_loop(lambda: side.prepare(checkpoint.state))
+        apply = self._on_loop(lambda: side.prepare(checkpoint.state, self._cards, checkpoint.epoch))
         with session.loading():
             # It is held: from here on it counts, and the primary may let out what its guest said before it.
             broken: ChannelError | None = None
@@ -184,12 +210,12 @@ class Secondary:
             self._on_loop(side.run_replica)
         return len(payload)
 
-    def _load(self, checkpoint: Checkpoint, apply: Callable[[], object]) -> None:
+    def _load(self, checkpoint: Checkpoint, apply: Callable[[], None]) -> None:
         T.colo_flush_ram_cache_begin.on and T.colo_flush_ram_cache_begin(checkpoint.epoch)
         rolled = self._replica.roll_forward(checkpoint.batches)
         T.colo_flush_ram_cache_end.on and T.colo_flush_ram_cache_end(checkpoint.epoch, rolled.dropped, rolled.written)
         self._session.counters.rolled_back_pages += rolled.dropped
-        self._side.load(apply)  # type: ignore[arg-type]
+        self._side.load(apply)
         self._session.runs = checkpoint.running
 
     # -- the end --------------------------------------------------------------------------------
@@ -213,8 +239,10 @@ class Secondary:
             session.end("error", str(error))
             raise
         self._on_loop(self._replica.release)
+        self._on_loop(self._cards.take_over)
         self._on_loop(lambda: side.emerge(running=session.runs))
         session.note_failover()
+        self._on_loop(self._announcer.start)
         session.end(reason, problem)
 
     def _on_loop(self, call: Callable[[], R]) -> R:

@@ -12,7 +12,7 @@ import secrets
 import select
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
@@ -37,6 +37,7 @@ ARBITER_DEADLINE = 5.0
 """Seconds to begin a pair."""
 NAME_ROOM = 48
 TIMES_KEPT = 1024
+DIFFERENCES_KEPT = 100
 
 
 class ColoLost(ChannelError):
@@ -114,6 +115,8 @@ class ColoSession:
         self.heartbeat: Heartbeat | None = None
         self.on_exit: Callable[[Role, ExitReason], None] = lambda role, reason: None
         self.wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.differences: deque[tuple[float, str]] = deque(maxlen=DIFFERENCES_KEPT)
+        """(time, what) of the last answers that were not alike."""
         self.runs = True
         """Whether the guest ran at the last checkpoint; else it was stopped by hand."""
         self.closing = False
@@ -194,6 +197,10 @@ class ColoSession:
             raise StateError("only the primary of a protected VM makes checkpoints")
         self._asked = self._asked or reason
         self.ring()
+
+    def note_difference(self, what: str) -> None:
+        """Why a checkpoint is asked for, in words."""
+        self.differences.append((time.time(), what))
 
     def take_asked(self) -> str | None:
         """Why a checkpoint was asked for, once."""

@@ -135,6 +135,18 @@ class FilterChain:
             if source in self.filters:  # else it went on injecting while it was removed: there is no place for that
                 self._go_on(source, direction, frame)
 
+    def forget(self) -> None:
+        """Drop all frames on their way, at either end too: they were of a guest's life that is undone."""
+        with self.lock:
+            self._injected.clear()
+            self.to_guest.clear()
+            self.to_backend.clear()
+
+    @property
+    def waiting(self) -> int:
+        """Frames for the guest that it has no room for yet, those about to enter included."""
+        return len(self._injected) + len(self.to_guest)
+
     def enter(self, direction: Direction, frame: Frame) -> None:
         """Send a frame through from its end of the chain; the lock is held."""
         self._pass(direction, frame, self.filters if direction is Direction.TX else self.filters[::-1])

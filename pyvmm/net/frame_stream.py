@@ -2,7 +2,7 @@
 
 ::
 
-    u32 size of what follows   u8 direction: 0 to the guest, 1 from it   u64 epoch   struct virtio_net_hdr, 12   frame
+    u32 size of what follows | u8 card | u8 direction: 0 to the guest, 1 from it | u64 epoch | virtio_net_hdr | frame
 
 All big-endian but the header, which goes along as it is: offloads pass from one side to the other. A frame of the epoch
 tells that all before it on this connection belongs to earlier ones; ``marker`` tells it without a frame.
@@ -18,7 +18,7 @@ from pyvmm.errors import ChannelError
 from pyvmm.native import lib
 from pyvmm.net.filter import Direction, Frame
 
-_HEAD = struct.Struct(">IBQ")
+_HEAD = struct.Struct(">IBBQ")
 _SIZE = struct.Struct(">I")
 _AHEAD = _HEAD.size - _SIZE.size
 _DIRECTIONS = (Direction.RX, Direction.TX)
@@ -27,22 +27,23 @@ LARGEST: int = _AHEAD + lib.PV_NET_UNIT
 
 
 class EpochFrame(msgspec.Struct, frozen=True):
-    """``frame`` is ``None`` in a marker: the epoch has begun."""
+    """``frame`` is ``None`` in a marker: the epoch has begun. ``card`` counts from 0, in the machine's order."""
 
+    card: int
     direction: Direction
     epoch: int
     frame: Frame | None
 
 
-def encode(direction: Direction, epoch: int, frame: Frame) -> bytes:
+def encode(direction: Direction, epoch: int, frame: Frame, card: int = 0) -> bytes:
     """One frame for the other side."""
     size = _AHEAD + len(frame.header) + len(frame.data)
-    return _HEAD.pack(size, _DIRECTIONS.index(direction), epoch) + frame.header + frame.data
+    return _HEAD.pack(size, card, _DIRECTIONS.index(direction), epoch) + frame.header + frame.data
 
 
 def marker(direction: Direction, epoch: int) -> bytes:
     """All that follows is of this epoch, or later ones."""
-    return _HEAD.pack(_AHEAD, _DIRECTIONS.index(direction), epoch)
+    return _HEAD.pack(_AHEAD, 0, _DIRECTIONS.index(direction), epoch)
 
 
 class FrameDecoder:
@@ -68,10 +69,10 @@ class FrameDecoder:
         return found
 
     def _decode(self, at: int) -> EpochFrame:
-        size, direction, epoch = _HEAD.unpack_from(self._buffer, at)
+        size, card, direction, epoch = _HEAD.unpack_from(self._buffer, at)
         if direction >= len(_DIRECTIONS) or epoch < self._epoch:
             raise ChannelError(f"the other side's proxy sent a frame of direction {direction} and epoch {epoch}")
         self._epoch = epoch
         body = bytes(self._buffer[at + _HEAD.size : at + _SIZE.size + size])
         frame = Frame(body[:NET_HEADER], body[NET_HEADER:]) if body else None
-        return EpochFrame(_DIRECTIONS[direction], epoch, frame)
+        return EpochFrame(card, _DIRECTIONS[direction], epoch, frame)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 
 from pyvmm.net.filter import Direction, Filter, Frame
 
 Output = Callable[[Direction, Frame], None]
 """Takes a frame, never waits. It is called in the order of frames, under the chain's lock."""
+KEPT = 64
+"""Frames that may be asked for again; a chain has one that the guest had no room for, two at most."""
 
 
 class FilterMirror(Filter):
@@ -16,22 +19,30 @@ class FilterMirror(Filter):
     def __init__(self, output: Output, name: str = "filter-mirror", direction: Direction = Direction.RX) -> None:
         super().__init__(name, direction)
         self._output = output
+        self._recent: deque[Frame] = deque(maxlen=KEPT)
 
     def handle(self, direction: Direction, frame: Frame) -> Frame | None:
         """Passed on as it is."""
+        self._recent.append(frame)
         self._output(direction, frame)
         return frame
 
+    def again(self, count: int) -> None:
+        """Give the last ``count`` frames to ``output`` once more, oldest first. Under the chain's lock."""
+        for frame in list(self._recent)[len(self._recent) - min(count, len(self._recent)) :]:
+            self._output(self.direction, frame)
+
 
 class FilterRedirector(Filter):
-    """Gives frames to ``output`` and to nobody else, and brings others in. On the secondary: its guest's output goes to
-    the primary's comparison, and what the primary's guest receives comes from there.
+    """Gives frames of ``direction`` to ``output`` and to nobody else, and brings others in. On the secondary: its
+    guest's output goes to the primary's comparison, and what the primary's guest receives comes from there.
 
-    ``open()`` ends that, at a failover: frames pass from then on.
+    ``open()`` ends that, at a failover: frames pass from then on. Until then those the other way are for nobody.
     """
 
     def __init__(self, output: Output, name: str = "filter-redirector", direction: Direction = Direction.TX) -> None:
-        super().__init__(name, direction)
+        super().__init__(name)
+        self._redirected = direction
         self._output = output
         self._closed = True
 
@@ -39,7 +50,8 @@ class FilterRedirector(Filter):
         """Not passed on until ``open()``."""
         if not self._closed:
             return frame
-        self._output(direction, frame)
+        if direction is self._redirected:
+            self._output(direction, frame)
         return None
 
     def deliver(self, direction: Direction, frame: Frame) -> None:

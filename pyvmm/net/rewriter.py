@@ -85,13 +85,22 @@ class Rewriter:
         return {name: int(getattr(native, name)) for name in names} | {"connections": int(connections[0])}
 
 
+SCAN_CYCLE = 5000
+"""ms between two looks for connections that are over."""
+
+
 class FilterRewriter(Filter):
     """A ``Rewriter`` in a card's chain. The machine's clock is its own business: offsets are all that it keeps."""
 
     def __init__(self, name: str = "filter-rewriter", tunables: RewriterTunables | None = None) -> None:
         super().__init__(name)
         self.rewriter = Rewriter(tunables)
+        self._scanned = 0
 
     def handle(self, direction: Direction, frame: Frame) -> Frame | None:
         """Never keeps one."""
-        return self.rewriter.rewrite(direction, frame, int(time.monotonic() * 1000))
+        now = int(time.monotonic() * 1000)
+        if now - self._scanned >= SCAN_CYCLE:
+            self._scanned = now
+            self.rewriter.scan(now)
+        return self.rewriter.rewrite(direction, frame, now)

@@ -52,6 +52,29 @@ class ReasonCount(QmpStruct):
     count: int
 
 
+class CardStats(QmpStruct):
+    """One network card at a primary, in frames."""
+
+    primary_frames: int
+    """That the guest sent since it is protected."""
+    secondary_frames: int
+    released: int
+    """Went to clients because both answered alike, or by policy."""
+    committed: int
+    """Went out with a checkpoint."""
+    dropped: int
+    """The secondary's that were not needed."""
+    refused: int
+    """The primary's that there was no room for."""
+
+
+class Difference(QmpStruct):
+    """Why a checkpoint was asked for, in words. ``time``: seconds since 1970."""
+
+    time: float
+    what: str
+
+
 class ColoStats(QmpStruct):
     """Of this process. Times are those of the last checkpoints (1,024 at most), as a primary saw them."""
 
@@ -74,6 +97,9 @@ class ColoStats(QmpStruct):
     heartbeats_heard: int
     longest_silence: float
     """Milliseconds, of the heartbeat."""
+    cards: list[CardStats]
+    differences: list[Difference]
+    """The last answers that were not alike; 100 at most."""
     pause: Histogram | None = None
     received: Histogram | None = None
     """Request to vmstate-received."""
@@ -101,8 +127,9 @@ def query_colo_status(context: CommandContext) -> ColoStatus:
 
 @command("query-colo-stats", allow_oob=True)
 def query_colo_stats(context: CommandContext) -> ColoStats:
-    """What checkpoints cost."""
-    session = _protection(context).session
+    """What checkpoints cost, and why there were any."""
+    protection = _protection(context)
+    session = protection.session
     counters, last = session.counters, session.counters.times[-1:]
     beats = session.heartbeat.counts if session.heartbeat is not None else None
     return ColoStats(
@@ -114,6 +141,8 @@ def query_colo_stats(context: CommandContext) -> ColoStats:
         rolled_back_pages=counters.rolled_back_pages, failovers=counters.failovers,
         heartbeats_sent=beats.sent if beats else 0, heartbeats_heard=beats.heard if beats else 0,
         longest_silence=beats.longest_silence * 1000 if beats else 0.0,
+        cards=_cards(protection),
+        differences=[Difference(time=at, what=what) for at, what in list(session.differences)],
         pause=_histogram([times.pause for times in list(counters.times)]),
         received=_histogram([times.received for times in list(counters.times)]),
         loaded=_histogram([times.loaded for times in list(counters.times)]),
@@ -150,6 +179,15 @@ def _protection(context: CommandContext) -> Protection:
 
 def _session(context: CommandContext) -> ColoSession:
     return _protection(context).session
+
+
+def _cards(protection: Protection) -> list[CardStats]:
+    if protection.cards is None:
+        return []
+    return [
+        CardStats(**{name: counters[name] for name in CardStats.__struct_fields__})
+        for counters in protection.cards.statistics()
+    ]
 
 
 def _histogram(seconds: Sequence[float]) -> Histogram | None:

@@ -145,7 +145,7 @@ def test_frames_arrive_whatever_the_pieces(
     for direction, step, frame in sent:
         epoch += step
         wire += encode(direction, epoch, frame) if frame else marker(direction, epoch)
-        expected.append(EpochFrame(direction, epoch, frame))
+        expected.append(EpochFrame(0, direction, epoch, frame))
     decoder, found = FrameDecoder(), []
     while wire:
         size = data.draw(st.integers(1, len(wire)))
