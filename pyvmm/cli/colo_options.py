@@ -32,6 +32,11 @@ def add_colo_options(parser: argparse.ArgumentParser) -> None:
     add("--colo-delta", choices=("off", "xor", "lz4"), default="xor",
         help="send pages as what changed in them: xor (default), lz4 (for slow links), off: whole")  # fmt: skip
     add("--colo-record", metavar="FILE", help="keep the conversation of the two (see pyvmm colo replay)")
+    add("--object", metavar="OBJECT", action="append", default=[],
+        help="colo-compare[,compare_timeout=MS][,expired_scan_cycle=MS][,max_queue_size=N][,KIND=POLICY...]: how"
+        " long, and how much, frames of network cards wait for one another (3000, 1000, 1024), and what is done with"
+        " a KIND of them (tcp, udp, icmp, arp, fragment, ip, other): compare (default), release, checkpoint",
+    )  # fmt: skip
     add("--metrics", metavar="HOST:PORT", help="answer Prometheus there: roles, checkpoints, pauses, failovers")
     add("--heartbeat", metavar="MS", help="time between two heartbeats (default 50)")
     add("--heartbeat-loss", metavar="N", help="heartbeats missed that start a failover (default 4)")
@@ -46,6 +51,8 @@ def colo_config_of(args: argparse.Namespace) -> ColoConfig | None:
         for option in ("arbiter", "peer", "colo_pair", "colo_record", "colo_staging", "metrics"):
             if getattr(args, option) is not None:
                 raise ConfigError(f"--{option.replace('_', '-')} goes with --colo primary or --colo secondary")
+        if args.object:
+            raise ConfigError("--object: goes with --colo primary or --colo secondary")
         return None
     if args.arbiter is None:
         raise ConfigError(f"--colo {args.colo}: say who decides in the end: --arbiter etcd:HOST:PORT, file:PATH, none")
@@ -53,6 +60,7 @@ def colo_config_of(args: argparse.Namespace) -> ColoConfig | None:
         raise ConfigError("--colo secondary: say where it waits for the primary: --incoming URI")
     if args.colo == "primary" and args.incoming is not None:
         raise ConfigError("--colo primary: --incoming is for the secondary; use --peer URI")
+    from pyvmm.cli.colo_objects import compare_tunables_of
     from pyvmm.colo.config import STAGING, ColoConfig, check_plaintext
     from pyvmm.colo.heartbeat import INTERVAL, LOSS
     from pyvmm.machine.config import parse_number, parse_size
@@ -63,7 +71,7 @@ def colo_config_of(args: argparse.Namespace) -> ColoConfig | None:
         automatic=args.failover == "auto", heartbeat=beat,
         loss=parse_number(args.heartbeat_loss, "--heartbeat-loss", maximum=1000) if args.heartbeat_loss else LOSS,
         staging=parse_size(args.colo_staging, "--colo-staging") if args.colo_staging else STAGING,
-        record=args.colo_record, metrics=args.metrics,
+        record=args.colo_record, metrics=args.metrics, compare=compare_tunables_of(args.object),
     )  # fmt: skip
     for uri in (args.incoming, args.peer):
         if uri is not None and uri != "defer":

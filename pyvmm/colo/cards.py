@@ -118,7 +118,8 @@ class PrimaryCards:
 
     def connect(self, sock: socket.socket) -> None:
         """The connection for frames."""
-        self._link = FrameLink(sock, self._take, self._session.suspect, self._scan)
+        every = self._session.config.compare.expired_scan_cycle / 1000
+        self._link = FrameLink(sock, self._take, self._session.suspect, self._scan, every)
         self._link.start()
 
     def begin_epoch(self, epoch: int) -> None:

@@ -11,6 +11,7 @@ from pyvmm.colo.arbiter import NAME, arbiter_from
 from pyvmm.colo.heartbeat import INTERVAL, INTERVALS, LOSS, LOSSES
 from pyvmm.errors import ConfigError
 from pyvmm.migration.channel import parse_uri
+from pyvmm.net.compare import CompareTunables
 
 STAGING = 256 << 20
 MB = 1 << 20
@@ -36,6 +37,8 @@ class ColoConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Beats missed that make a peer a lost one."""
     staging: Annotated[int, Meta(ge=1 << 20)] = STAGING
     """Bytes at most for a checkpoint's copy, at the primary."""
+    compare: CompareTunables = CompareTunables()
+    """How long, and how much, its network cards' frames may wait for one another."""
     metrics: str | None = None
     """HOST:PORT where scrapers are answered."""
     record: str | None = None

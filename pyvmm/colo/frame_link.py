@@ -22,15 +22,13 @@ QUEUED_MAX = 32 << 20
 """Bytes. A line that is so far behind is as good as none until the next checkpoint."""
 AT_ONCE = 256 << 10
 READS_AT_ONCE = 16
-TICK = 1.0
-"""Seconds between two calls of ``tick``."""
 END_DEADLINE = 5.0
 
 
 class FrameLink:
-    """Owns ``sock``. ``take`` and ``tick`` are called on its thread and must not wait; ``lost`` is told why the
-    connection is of no use any more, at most once, and not after :meth:`stop`. ChannelError from ``take`` is such a
-    reason, too.
+    """Owns ``sock``. ``take``, and ``tick`` each ``every`` seconds, are called on its thread and must not wait;
+    ``lost`` is told why the connection is of no use any more, at most once, and not after :meth:`stop`. ChannelError
+    from ``take`` is such a reason, too.
     """
 
     def __init__(
@@ -39,8 +37,9 @@ class FrameLink:
         take: Callable[[EpochFrame], None],
         lost: Callable[[str], None],
         tick: Callable[[], None] = lambda: None,
+        every: float = 1.0,
     ) -> None:
-        self._socket, self._take, self._lost, self._tick = sock, take, lost, tick
+        self._socket, self._take, self._lost, self._tick, self._every = sock, take, lost, tick, every
         self._queue: deque[bytes] = deque()
         self._queued = 0
         self._unsent = memoryview(b"")
@@ -98,7 +97,7 @@ class FrameLink:
                 self._lost(str(error))
 
     def _carry(self) -> None:
-        turn = time.monotonic() + TICK
+        turn = time.monotonic() + self._every
         while not self._stopping:
             writing = [self._socket] if self._unsent or self._queue else []
             with contextlib.suppress(InterruptedError):
@@ -108,7 +107,7 @@ class FrameLink:
             self._read()
             self._write()
             if (now := time.monotonic()) >= turn:
-                turn = now + TICK
+                turn = now + self._every
                 self._tick()
 
     def _read(self) -> None:

@@ -19,7 +19,6 @@ from pyvmm.machine.machine import Machine
 from pyvmm.machine.observer import MachineObserver
 from pyvmm.migration.channel import Channel, Listener
 from pyvmm.migration.manager import MigrationManager
-from pyvmm.net.compare import CompareTunables
 
 
 class Protection(MachineObserver):
@@ -67,7 +66,7 @@ class Protection(MachineObserver):
 
     def primary(self, channel: Channel, uri: str, entered: Callable[[], None]) -> None:
         """On the migration's thread."""
-        self.cards = PrimaryCards(self._machine, self.session, CompareTunables())
+        self.cards = PrimaryCards(self._machine, self.session, self.session.config.compare)
         Primary(
             self.session, ReplicatedMachine(self._machine), lambda: self._manager.parameters, self._machine.loop.post,
             self.cards,
