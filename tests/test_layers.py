@@ -35,7 +35,8 @@ LAYERS: dict[str, set[str]] = {
     "colo": _MACHINE | {"machine", "migration"},
     "qmp": _MACHINE | {"machine", "migration", "colo"},
     "testing": {"errors"},
-    "cli": _MACHINE | {"machine", "migration", "colo", "qmp", "testing"},
+    "demo": _MACHINE | {"machine", "migration", "colo", "qmp"},
+    "cli": _MACHINE | {"machine", "migration", "colo", "qmp", "testing", "demo"},
     "__main__": {"cli"},
     "__init__": set(),
 }

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from pyvmm.cli import colo_demo
 from pyvmm.cli.messages import complain
 from pyvmm.errors import EXIT_REFUSED, ConfigError, HostError
 
@@ -31,7 +32,7 @@ def add_parser(subparsers: Any) -> None:
     """Declare the subcommand and its own."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "colo",
-        help="protected guests: status, protect, failover, checkpoint, why, top, replay",
+        help="protected guests: status, protect, failover, checkpoint, why, top, replay, demo",
         description="A guest that is protected runs in two pyvmm: when one dies the other goes on (see README, COLO).",
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
@@ -58,6 +59,7 @@ def add_parser(subparsers: Any) -> None:
     top.add_argument("--once", action="store_true", help="look once and end")
     replay = add("replay", _replay, "print a recorded conversation (--colo-record) and judge it", json_too=True)
     replay.add_argument("file", metavar="FILE")
+    colo_demo.add_parser(commands)
 
 
 def _ask(client: QmpClient) -> tuple[dict[str, Any], dict[str, Any]]:

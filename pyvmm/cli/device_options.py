@@ -28,9 +28,9 @@ from pyvmm.machine.device_config import (
 def add_device_options(parser: argparse.ArgumentParser) -> None:
     """``--rng`` and its like."""
     add = parser.add_argument
-    add("--net", metavar="WHERE[,mac=..][,mtu=..]", action="append", default=[],
-        help="a network card: in the network NAME (pyvmm net up), on tap:IFNAME, or on stream:unix:PATH or"
-        " stream:tcp:HOST:PORT; may be repeated")  # fmt: skip
+    add("--net", metavar="WHERE[,mac=..][,mtu=..][,bridge=..]", action="append", default=[],
+        help="a network card: in the network NAME (pyvmm net up), on tap:IFNAME, which joins a bridge that is named,"
+        " or on stream:unix:PATH or stream:tcp:HOST:PORT; may be repeated")  # fmt: skip
     add("--device", choices=("testdev",), action="append", default=[],
         help="testdev: QEMU's pc-testdev, which bare-metal test suites use")  # fmt: skip
     add("--rng", action="store_true", help="give the guest a virtio entropy device")
@@ -67,8 +67,11 @@ def devices_of(args: argparse.Namespace) -> tuple[DeviceConfig, ...]:
 
 
 def parse_net(text: str) -> NetConfig:
-    """``NAME``, ``tap:IFNAME``, ``stream:unix:PATH`` or ``stream:tcp:HOST:PORT``, then ``,mac=`` and ``,mtu=``."""
-    first, pairs = split_option("--net", text, ("mac", "mtu"))
+    """``NAME``, ``tap:IFNAME``, ``stream:unix:PATH`` or ``stream:tcp:HOST:PORT``, then ``,mac=`` and ``,mtu=``.
+
+    A tap may have ``,bridge=``, which it joins.
+    """
+    first, pairs = split_option("--net", text, ("mac", "mtu", "bridge"))
     kind, colon, target = first.partition(":")
     backend: Literal["network", "tap", "stream"]
     if not colon:
@@ -82,8 +85,15 @@ def parse_net(text: str) -> NetConfig:
     else:
         ways = "a network's NAME, tap:IFNAME, stream:unix:PATH or stream:tcp:HOST:PORT"
         raise ConfigError(f"--net {text!r}: write {ways}")
+    bridge = pairs.get("bridge")
+    if bridge is not None:
+        from pyvmm.net.tap import check_name
+
+        if backend != "tap":
+            raise ConfigError(f"--net {first},bridge={bridge}: bridge= is for tap:IFNAME; a network has its own")
+        check_name(bridge)
     mtu = parse_number(pairs["mtu"], "--net mtu", maximum=MTU_MAX) if "mtu" in pairs else None
-    return NetConfig(backend=backend, target=target, mac=pairs.get("mac"), mtu=mtu)
+    return NetConfig(backend=backend, target=target, mac=pairs.get("mac"), mtu=mtu, bridge=bridge)
 
 
 def _is_stream(target: str) -> bool:

@@ -1,5 +1,5 @@
 """COLO. Source: qapi/migration.json as QEMU 7.2 has it; pyvmm's own commands are colo-checkpoint-now,
-query-colo-stats and x-colo-protect.
+query-colo-stats, query-colo-checkpoints and x-colo-protect.
 """
 
 from __future__ import annotations
@@ -108,6 +108,27 @@ class ColoStats(QmpStruct):
     """Milliseconds from hearing of it to the guest running on."""
 
 
+class CheckpointStats(QmpStruct):
+    """One checkpoint, as its primary saw it. ``time``: seconds since 1970; the others milliseconds and bytes."""
+
+    epoch: int
+    time: float
+    reason: str
+    pause: float
+    """The guest stood still."""
+    received: float
+    """Request to vmstate-received."""
+    loaded: float
+    pages: int
+    size: int
+
+
+class CheckpointsArguments(QmpStruct):
+    """Those begun after ``since``, seconds since 1970."""
+
+    since: float = 0.0
+
+
 class ProtectArguments(QmpStruct):
     """Where a secondary waits."""
 
@@ -148,6 +169,19 @@ def query_colo_stats(context: CommandContext) -> ColoStats:
         loaded=_histogram([times.loaded for times in list(counters.times)]),
         last_failover=None if counters.last_failover is None else counters.last_failover * 1000,
     )  # fmt: skip
+
+
+@command("query-colo-checkpoints", allow_oob=True)
+def query_colo_checkpoints(context: CommandContext, arguments: CheckpointsArguments) -> list[CheckpointStats]:
+    """The last checkpoints (1,024 at most), one by one."""
+    return [
+        CheckpointStats(
+            epoch=one.epoch, time=one.at, reason=one.reason, pause=one.pause * 1000, received=one.received * 1000,
+            loaded=one.loaded * 1000, pages=one.pages, size=one.size,
+        )
+        for one in list(_session(context).counters.times)
+        if one.at > arguments.since
+    ]  # fmt: skip
 
 
 @command("x-colo-lost-heartbeat", allow_oob=True)

@@ -1,0 +1,199 @@
+"""The story of the demo: protect, kill, go on, protect again; with clients that work all the time.
+
+::
+
+    network, certificates -> bob waits -> alice boots -> the service answers -> bob protects alice's guest
+    -> clients work -> one dies -> the other goes on alone -> carol protects it -> clients work -> their histories
+
+``alice`` begins as the primary on host "primary", ``bob`` as the secondary on host "secondary", ``carol`` takes the
+place of whichever was lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from pyvmm.demo.machines import ALONE_DEADLINE, QUIT_DEADLINE, Vm, run_folder
+from pyvmm.demo.outcome import DemoOptions, Outcome, VmKind
+from pyvmm.demo.topology import Host, Topology
+from pyvmm.demo.watch import Watch
+from pyvmm.demo.workload import Workload, gaps
+from pyvmm.errors import ConfigError, HostError
+
+READY_DEADLINE = 240.0
+"""Linux boots in half a minute where its kernel is emulated, and other machines want the CPU, too."""
+PROTECT_DEADLINE = 120.0
+BEFORE, ALONE = 0.4, 0.2
+"""Shares of the clients' time: before the failure; and with the survivor alone. The rest is for the next pair."""
+AFTERMATH = 1.0
+"""Seconds behind the failover in which a request still counts for the gap."""
+
+Say = Callable[[str], None]
+
+
+def run_demo(options: DemoOptions, say: Say) -> Outcome:
+    """Run it; ``say`` gets a line for each step. HostError, DeadlineError, ConfigError: it could not be shown."""
+    if os.geteuid() != 0:
+        raise HostError("pyvmm colo demo makes network namespaces: run it as root")
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(run_folder())
+        topology = stack.enter_context(Topology())
+        story = _Story(options, say, folder, topology, stack)
+        try:
+            return story.tell()
+        finally:
+            if options.report is not None:
+                options.report.mkdir(parents=True, exist_ok=True)
+                for log in folder.glob("*.log"):
+                    shutil.copy(log, options.report)
+
+
+def workload_of(kind: VmKind, topology: Topology) -> Workload:
+    """ConfigError: its guest has not been built."""
+    if kind == "linux":
+        from pyvmm.demo.store import store_workload
+
+        return store_workload(topology)
+    from pyvmm.demo.echo import EchoWorkload
+
+    return EchoWorkload(topology)
+
+
+class _Story:
+    def __init__(
+        self, options: DemoOptions, say: Say, folder: Path, topology: Topology, stack: contextlib.ExitStack
+    ) -> None:
+        self._options, self._folder, self._topology, self._stack = options, folder, topology, stack
+        self._workload = workload_of(options.vm, topology)
+        self._outcome = Outcome(options, self._workload.title, time.monotonic())
+        self._say_line = say
+        self._born: dict[str, float] = {}
+        self._watch = Watch()
+
+    def tell(self) -> Outcome:
+        """All of it."""
+        options, outcome, topology = self._options, self._outcome, self._topology
+        self._say("network namespaces: client, primary, secondary, and a switch between them")
+        self._make_credentials()
+        self._stack.callback(self._watch.stop)
+        self._stack.callback(self._workload.stop)
+        bob = self._start("bob", topology.secondary, secondary=True)
+        alice = self._start("alice", topology.primary, secondary=False)
+        self._say(f"alice boots {outcome.title}; bob waits for her guest")
+        self._workload.wait_ready(READY_DEADLINE)
+        self._say("alice's guest answers its clients")
+        self._protect(alice, bob)
+        self._say(f"{options.clients} clients work", mark="clients begin")
+        self._workload.start(options.clients)
+        time.sleep(options.seconds * BEFORE)
+        survivor, victim = self._fail(alice, bob)
+        alone = time.monotonic()
+        failover = survivor.ask("query-colo-stats", oob=True).get("last-failover")
+        outcome.survivor, outcome.victim, outcome.failover = survivor.name, victim.name, failover
+        self._ended(victim)
+        self._say(f"{survivor.name} goes on alone, {(alone - outcome.killed) * 1000:.0f} ms after it", "rescue")
+        time.sleep(options.seconds * ALONE)
+        victim.close()
+        topology.mend_link()
+        carol = self._start("carol", victim.host, secondary=True)
+        self._protect(survivor, carol)
+        outcome.protected_again = time.monotonic() - outcome.killed
+        time.sleep(options.seconds * (1 - BEFORE - ALONE))
+        self._workload.stop()
+        self._say("the clients have stopped", mark="clients end")
+        self._watch.stop()
+        outcome.verdict = self._workload.verdict()
+        outcome.exchanges = self._workload.exchanges()
+        outcome.gaps = gaps(outcome.exchanges, outcome.killed, alone + AFTERMATH)
+        outcome.checkpoints, outcome.held = self._watch.checkpoints, self._watch.held
+        for _, differences in sorted(self._watch.differences.items()):
+            outcome.differences += differences
+        for vm in (survivor, carol):  # the primary first: its guest is over, and the other one hears of that
+            vm.quit()
+            self._ended(vm)
+        return outcome
+
+    def _say(self, text: str, mark: str = "") -> None:
+        """``mark``: a kind of Mark to make with the same text, or the text of a plain one."""
+        now = time.monotonic()
+        self._say_line(f"{now - self._outcome.began:7.2f} s  {text}")
+        if mark in ("death", "rescue", "protected"):
+            self._outcome.mark(text, mark)  # type: ignore[arg-type]
+        elif mark:
+            self._outcome.mark(mark)
+
+    def _make_credentials(self) -> None:
+        from pyvmm.migration.tls import make_credentials
+
+        make_credentials(self._folder / "tls", [host.address for host in self._topology.hosts])
+
+    def _start(self, name: str, host: Host, *, secondary: bool) -> Vm:
+        options = self._options
+        words = (
+            *self._workload.words, "--net", host.net_option, "--arbiter", f"file:{self._folder}/arbiter",
+            "--tls-creds", str(self._folder / "tls"), "--colo-mode", options.mode,
+            "--heartbeat", str(options.heartbeat), "--heartbeat-loss", str(options.heartbeat_loss),
+            *(("--colo", "secondary", "--incoming", host.replication_uri) if secondary else ("--colo", "primary")),
+        )  # fmt: skip
+        vm = Vm(name, host, words, self._folder)
+        self._stack.callback(vm.close)
+        self._born[name] = time.monotonic()
+        if secondary:
+            vm.wait_for(lambda: vm.ask("query-status", oob=True)["status"] == "inmigrate", "waiting", ALONE_DEADLINE)
+        self._watch.add(vm)
+        return vm
+
+    def _ended(self, vm: Vm) -> None:
+        self._outcome.machines.append((vm.name, vm.host.name, self._born[vm.name], time.monotonic()))
+
+    def _protect(self, primary: Vm, secondary: Vm) -> None:
+        began = time.monotonic()
+        primary.ask("migrate-set-parameters", {
+            "x-colo-mode": self._options.mode, "tls-creds": str(self._folder / "tls"),
+        })  # fmt: skip
+        primary.ask("x-colo-protect", {"uri": secondary.host.replication_uri})
+
+        def protected() -> bool:
+            status = primary.colo()
+            if status["mode"] == "primary" and status["x-epoch"]:
+                return True
+            info = primary.ask("query-migrate", oob=True)
+            if info.get("status") in ("failed", "cancelled", "completed"):
+                why = info.get("error-desc") or status.get("x-problem") or info["status"]
+                raise HostError(f"{primary.name} is not protected by {secondary.name}: {why}")
+            return False
+
+        primary.wait_for(protected, "protection", PROTECT_DEADLINE)
+        took = time.monotonic() - began
+        self._say(f"{secondary.name} protects {primary.name}'s guest: {took:.2f} s", "protected")
+
+    def _fail(self, alice: Vm, bob: Vm) -> tuple[Vm, Vm]:
+        """(who goes on, who does not)."""
+        kill, outcome = self._options.kill, self._outcome
+        if kill == "link":
+            outcome.killed = time.monotonic()
+            self._topology.cut_link()
+            self._say("the replication link is silent; nobody is told", "death")
+            return self._winner(alice, bob)
+        victim, survivor = (alice, bob) if kill == "primary" else (bob, alice)
+        outcome.killed = victim.kill()
+        self._say(f"SIGKILL for {victim.name}, the {kill}", "death")
+        survivor.wait_for(survivor.is_alone, "taking over", ALONE_DEADLINE)
+        return survivor, victim
+
+    def _winner(self, alice: Vm, bob: Vm) -> tuple[Vm, Vm]:
+        """Whom the arbiter gave the guest to. The loser stops by itself, or two would answer the clients."""
+        until = time.monotonic() + ALONE_DEADLINE
+        while time.monotonic() < until:
+            for survivor, loser in ((alice, bob), (bob, alice)):
+                if survivor.process.poll() is None and survivor.is_alone():
+                    loser.process.wait(QUIT_DEADLINE)
+                    self._say(f"{loser.name} has lost at the arbiter, and ended with status {loser.process.returncode}")
+                    return survivor, loser
+            time.sleep(0.01)
+        raise ConfigError("neither side has taken the guest, each has ended or waits")
