@@ -31,7 +31,8 @@ def add_parser(commands: Any) -> None:
     add("--mode", choices=("hybrid", "periodic"), default="hybrid", help="default: hybrid")
     add("--clients", metavar="N", type=int, default=4, help="how many talk to it (default 4)")
     add("--seconds", metavar="S", type=float, default=20.0, help="how long they do (default 20)")
-    add("--report", metavar="DIR", type=Path, help="write report.html and the machines' logs there")
+    # Not "report": that is a machine's, a file that says how it ended.
+    add("--report", metavar="DIR", dest="report_folder", type=Path, help="write report.html and the machines' logs there")
     parser.set_defaults(run=run)
 
 
@@ -41,8 +42,9 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--clients {args.clients}: has to be 1 to 256")
     if not 1 <= args.seconds <= 3600:
         raise ConfigError(f"--seconds {args.seconds:g}: has to be 1 to 3600")
-    if args.report is not None and args.report.exists() and not args.report.is_dir():
-        raise ConfigError(f"--report {args.report}: is a file; name a folder")
+    folder: Path | None = args.report_folder
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--report {folder}: is a file; name a folder")
     from rich.console import Console
 
     from pyvmm.demo.outcome import DemoOptions
@@ -56,17 +58,17 @@ def run(args: argparse.Namespace) -> int:
             signal.signal(number, ended)
     options = DemoOptions(
         vm=args.vm or _default_vm(), kill=args.kill, mode=args.mode, clients=args.clients, seconds=args.seconds,
-        report=args.report,
+        report=folder,
     )  # fmt: skip
     outcome = run_demo(options, lambda line: print(line, flush=True))
     Console(highlight=False).print(outcome.table())
     assert outcome.verdict is not None
     for problem in outcome.verdict.problems[:10]:
         print(f"problem: {problem}")
-    if options.report is not None:
+    if folder is not None:
         from pyvmm.demo.report import write_report
 
-        print(f"report: {write_report(outcome, options.report)}")
+        print(f"report: {write_report(outcome, folder)}")
     return 0 if outcome.ok else NOTICED
 
 

@@ -6,6 +6,7 @@ client could miss: what is checked is that every request is answered, with its o
 
 from __future__ import annotations
 
+import math
 import socket
 import threading
 import time
@@ -33,6 +34,7 @@ class EchoClient:
         self.problem: str | None = None
         self._link = link
         self._stop = threading.Event()
+        self._until = math.inf
         self._thread = threading.Thread(target=self._run, name=f"echo client {number}")
 
     def start(self) -> None:
@@ -44,7 +46,7 @@ class EchoClient:
     def ask(self, word: bytes, seconds: float) -> None:
         """Send ``word`` until it comes back. DeadlineError; ValueError: something else came."""
         until, tries = time.monotonic() + seconds, 0
-        while time.monotonic() < until:
+        while time.monotonic() < min(until, self._until):
             self.repeated += tries > 0
             tries += 1
             try:
@@ -70,8 +72,9 @@ class EchoClient:
         except (DeadlineError, ValueError) as error:
             self.problem = str(error)
 
-    def stop(self) -> None:
-        """It ends with the request it is at."""
+    def stop(self, patience: float) -> None:
+        """It ends with the request it is at, which has ``patience`` seconds left."""
+        self._until = time.monotonic() + patience
         self._stop.set()
         if self._thread.ident is not None:
             self._thread.join(2 * LOST_AFTER)
@@ -105,10 +108,10 @@ class EchoWorkload:
             self._clients.append(client)
             client.start()
 
-    def stop(self) -> None:
+    def stop(self, patience: float = LOST_AFTER) -> None:
         """See Workload."""
         for client in self._clients:
-            client.stop()
+            client.stop(patience)
 
     def exchanges(self) -> list[Exchange]:
         """See Workload."""

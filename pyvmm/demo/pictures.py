@@ -36,7 +36,7 @@ def timeline(outcome: Outcome, begin: float, end: float) -> str:
     front = [_mark(one, place, row, bottom) for one, place, row in zip(marks, places, rows, strict=True)]
     height = bottom + 26
     return element(
-        "svg", *behind, *parts, *front, viewBox=f"0 0 {WIDTH:g} {height:g}", role="img", xmlns="http://www.w3.org/2000/svg"
+        "svg", *behind, *parts, *front, viewBox=f"0 0 {WIDTH:g} {height:g}", role="img"
     )
 
 
@@ -132,7 +132,7 @@ def topology_picture(outcome: Outcome) -> str:
         parts += _cable(470, near, 620, y + 40, "uplink")
         parts.append(element("path", d=f"M470 {near + 8:g}L620 {y + 92:g}", class_="cable replication"))
     parts.append(element("text", x=478, y=199, class_="small", text="- - - replication"))
-    return element("svg", *parts, viewBox="0 0 1100 390", role="img", xmlns="http://www.w3.org/2000/svg")
+    return element("svg", *parts, viewBox="0 0 1100 390", role="img")
 
 
 def _box(x: float, y: float, width: float, height: float, name: str, lines: list[str]) -> list[str]:

@@ -49,7 +49,6 @@ def page(outcome: Outcome) -> str:
     """All of it."""
     end = max([one.at for one in outcome.marks] + [end for _, _, _, end in outcome.machines], default=outcome.began)
     whole = end - outcome.began + 0.1
-    failure = outcome.killed - outcome.began
     verdict = (
         '<span class="good">no connection and no acknowledged write was lost</span>' if outcome.ok
         else '<span class="bad">it did not go as it should</span>'
@@ -58,8 +57,7 @@ def page(outcome: Outcome) -> str:
         f"<h1>pyvmm colo demo</h1><p class=\"verdict\">{verdict}</p>",
         _table(outcome),
         "<h2>What happened</h2>", timeline(outcome, 0.0, whole),
-        "<h2>Round the failure</h2>",
-        timeline(outcome, max(0.0, failure - ROUND_BEFORE), min(whole, failure + ROUND_AFTER)),
+        *_round_the_failure(outcome, whole),
         "<h2>Who is connected to whom</h2>", topology_picture(outcome),
         _list("Answers that were not alike, and led to a checkpoint", outcome.differences[-20:]),
         _list("Problems", outcome.verdict.problems[:50] if outcome.verdict is not None else []),
@@ -69,6 +67,14 @@ def page(outcome: Outcome) -> str:
         # An icon of its own, or a browser asks for /favicon.ico.
         f'<link rel="icon" href="data:,"><style>{STYLE}</style></head><body>{"".join(sections)}</body></html>\n'
     )
+
+
+def _round_the_failure(outcome: Outcome, whole: float) -> list[str]:
+    if not outcome.killed:
+        return []
+    failure = outcome.killed - outcome.began
+    picture = timeline(outcome, max(0.0, failure - ROUND_BEFORE), min(whole, failure + ROUND_AFTER))
+    return ["<h2>Round the failure</h2>", picture]
 
 
 def _table(outcome: Outcome) -> str:

@@ -30,6 +30,8 @@ READY_DEADLINE = 240.0
 PROTECT_DEADLINE = 120.0
 BEFORE, ALONE = 0.4, 0.2
 """Shares of the clients' time: before the failure; and with the survivor alone. The rest is for the next pair."""
+IMPATIENT = 0.5
+"""Seconds for answers that nobody wants any more: the run has ended otherwise."""
 AFTERMATH = 1.0
 """Seconds behind the failover in which a request still counts for the gap."""
 
@@ -47,6 +49,7 @@ def run_demo(options: DemoOptions, say: Say) -> Outcome:
         try:
             return story.tell()
         finally:
+            story.stop()
             if options.report is not None:
                 options.report.mkdir(parents=True, exist_ok=True)
                 for log in folder.glob("*.log"):
@@ -80,8 +83,6 @@ class _Story:
         options, outcome, topology = self._options, self._outcome, self._topology
         self._say("network namespaces: client, primary, secondary, and a switch between them")
         self._make_credentials()
-        self._stack.callback(self._watch.stop)
-        self._stack.callback(self._workload.stop)
         bob = self._start("bob", topology.secondary, secondary=True)
         alice = self._start("alice", topology.primary, secondary=False)
         self._say(f"alice boots {outcome.title}; bob waits for her guest")
@@ -117,6 +118,11 @@ class _Story:
             vm.quit()
             self._ended(vm)
         return outcome
+
+    def stop(self) -> None:
+        """Whatever has happened: no thread is left."""
+        self._workload.stop(IMPATIENT)
+        self._watch.stop()
 
     def _say(self, text: str, mark: str = "") -> None:
         """``mark``: a kind of Mark to make with the same text, or the text of a plain one."""

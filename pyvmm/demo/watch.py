@@ -94,5 +94,6 @@ class Watch:
             ))  # fmt: skip
         stats = client.execute("query-colo-stats", oob=True)
         self.differences[name] = [each["what"] for each in stats["differences"]]
-        frames = ("released", "committed", "refused")
-        return max(0, sum(card["primary-frames"] - sum(card[each] for each in frames) for card in stats["cards"]))
+        left = ("released", "committed", "refused")
+        waiting = [int(card["primary-frames"]) - sum(int(card[each]) for each in left) for card in stats["cards"]]
+        return max(0, sum(waiting))

@@ -49,8 +49,8 @@ class Workload(Protocol):
     def start(self, clients: int) -> None:
         """Let that many work, from now on."""
 
-    def stop(self) -> None:
-        """Let each finish what it is at, and end them. Harmless twice, and without a start."""
+    def stop(self, patience: float = LOST_AFTER) -> None:
+        """Let each finish what it is at, within ``patience`` seconds. Harmless twice, or without start."""
 
     def exchanges(self) -> list[Exchange]:
         """All that were answered; also while they work."""
