@@ -32,7 +32,7 @@ def add_parser(commands: Any) -> None:
     add("--clients", metavar="N", type=int, default=4, help="how many talk to it (default 4)")
     add("--seconds", metavar="S", type=float, default=20.0, help="how long they do (default 20)")
     # Not "report": that is a machine's, a file that says how it ended.
-    add("--report", metavar="DIR", dest="report_folder", type=Path, help="write report.html and the machines' logs there")
+    add("--report", metavar="DIR", dest="report_folder", type=Path, help="for report.html and the machines' logs")
     parser.set_defaults(run=run)
 
 
