@@ -51,10 +51,14 @@ def _runtime_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _interrupts() -> None:
-    """A shell's background job ignores SIGINT, and so would all its children, whose answer to it is tested."""
+def _signals() -> None:
+    """A shell's background job ignores SIGINT, what nohup starts SIGHUP, and so would all its children, whose answers
+    to them are tested. With a handler here children begin with what the system does by default.
+    """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda _number, _frame: None)
 
 
 @pytest.fixture(scope="session")
@@ -86,10 +90,19 @@ def _open_kvm() -> set[str]:
     return found
 
 
+def _children() -> set[str]:
+    """Process IDs, also of those that have ended and were not waited for."""
+    try:  # psutil reads of every process whose child it is: half of the time of a small test
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return set()
+    return {f"{child.pid}" for child in psutil.Process().children()}
+
+
 def _leftovers() -> dict[str, set[str]]:
     return {
         "threads": {f"{t.name} {t.ident}" for t in threading.enumerate()},
-        "children": {f"{p.pid}" for p in psutil.Process().children()},
+        "children": _children(),
         "descriptors": _open_kvm(),
         "network devices": interfaces_here(),
         "network namespaces": namespaces_here(),

@@ -47,10 +47,11 @@ def test_what_is_outside_is_refused(first: int, end: int) -> None:
         bitmap.merge(b"\0" * 8)
 
 
+@pytest.mark.usefixtures("prompt_switches")
 def test_no_mark_is_lost_between_marking_and_harvesting_threads() -> None:
     """Each page is marked once only, its word's others by other threads: a mark that is lost does not come again."""
     pages, threads = 2048, 8
-    for _ in range(5):
+    for _ in range(50):
         bitmap = DirtyBitmap(pages)
         seen: list[int] = []
         done = threading.Event()

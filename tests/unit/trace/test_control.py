@@ -183,6 +183,7 @@ def test_a_mistyped_pattern_does_not_destroy_an_old_trace(package: Path, tmp_pat
 # -- threads
 
 
+@pytest.mark.usefixtures("prompt_switches")
 def test_events_from_many_threads_while_patterns_change(package: Path) -> None:
     stream = io.StringIO()
     T, log, stop = trace_group("net"), LogBackend(stream), threading.Event()
