@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
+import os
 import shutil
 import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +25,40 @@ def build(folder: Path, harness: str, sources: list[Path], *options: str, saniti
 
     Fails if the sanitizers are not in it: a harness without them would prove nothing.
     """
-    compiler = shutil.which("gcc")
-    assert compiler is not None, "gcc is needed (make packages)"
     program = folder / "harness"
-    # -Wno-tsan: it does not know fences, of which the queue has two; they only order memory of the guest's.
-    built = subprocess.run(
-        [compiler, "-O1", "-g", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-Wno-tsan",
-         f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", f"-I{NATIVE}", str(HERE / harness),
-         *map(str, sources), *options, "-o", str(program), "-lpthread"],
-        capture_output=True, text=True, timeout=100, check=False,
-    )  # fmt: skip
-    assert built.returncode == 0, built.stderr
+    flags = [option for option in options if not option.startswith("-Wl,")]
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        objects = list(pool.map(lambda source: _compiled(source, sanitizer, *flags), [HERE / harness, *sources]))
+    _gcc(f"-fsanitize={sanitizer}", *map(str, objects), *options, "-o", str(program), "-lpthread")
     names = subprocess.run(["nm", "-D", str(program)], capture_output=True, text=True, timeout=30, check=True).stdout
     assert all(symbol in names for symbol in _SYMBOLS[sanitizer])
     return program
+
+
+def _compiled(source: Path, sanitizer: str, *flags: str) -> Path:
+    """An object file, made once for all that have the same in ``source``: most harnesses differ in one file."""
+    # -Wno-tsan: it does not know fences, of which the queue has two; they only order memory of the guest's.
+    command = ["-c", "-O1", "-g", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-Wno-tsan",
+               f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", f"-I{NATIVE}", *flags]  # fmt: skip
+    key = hashlib.sha256(repr((command, source.name, source.read_bytes())).encode()).hexdigest()
+    made = Path(_objects().name) / f"{key}.o"
+    if not made.exists():
+        _gcc(*command, str(source), "-o", f"{made}.part")
+        os.rename(f"{made}.part", made)
+    return made
+
+
+@functools.cache
+def _objects() -> tempfile.TemporaryDirectory[str]:
+    """For as long as this process runs: meanwhile nobody changes a header."""
+    return tempfile.TemporaryDirectory(prefix="pyvmm-harness-")
+
+
+def _gcc(*arguments: str) -> None:
+    compiler = shutil.which("gcc")
+    assert compiler is not None, "gcc is needed (make packages)"
+    done = subprocess.run([compiler, *arguments], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def attempt(program: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
