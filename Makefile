@@ -31,7 +31,7 @@ lab-shell: setup
 	$(PYTHON) -m tests.lab.run_in_lab
 
 # What takes longer than one wants to wait for at each change, by PYVMM_LAB=long: a Linux under load that moves 50 times
-# (10 in `make test`, and in the lab), every fault at every system call of a
+# (5 in `make test`, 10 in the lab's long form), every fault at every system call of a
 # migration and of a pair (hours; PYVMM_FAULT=CASE sees one of them again), and all of the lab's tests.
 torture: setup
 	PYVMM_LAB=long $(PYTHON) -m pytest -rP tests/linux/test_migration_under_load.py

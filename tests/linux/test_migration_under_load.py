@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import struct
@@ -25,7 +26,7 @@ from tests.lab.selection import long_form
 from tests.linux.conftest import BOOT_DEADLINE
 from tests.unit.linux.scripts import load_script
 
-MOVES = 50 if long_form() else 10
+MOVES = (10 if os.environ.get("PYVMM_IN_LAB") == "1" else 50) if long_form() else 5
 MEMORY_MIB = 16
 DISK = 2 << 20
 BLOCK = 16384
