@@ -12,4 +12,5 @@ struct job {
     uint64_t pages;
     uint64_t rounds; /* 0: for ever */
     uint64_t stride; /* in pages */
+    uint64_t work;   /* thousands of turns of an empty loop, each round */
 };

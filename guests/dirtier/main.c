@@ -7,6 +7,7 @@
  *   period=100   milliseconds from one round to the next
  *   rounds=5     how many rounds; 0 is for ever
  *   stride=1     pages from one that is written to the next
+ *   work=0       thousands of turns of an empty loop in each round: a guest that computes, too
  *
  * Each round prints a line with the time the writing took: it grows when the host logs dirty pages.
  * Every page carries a stamp that the next round checks, so memory lost on the way is noticed.
@@ -100,12 +101,13 @@ void guest_main(const struct multiboot_info *info)
     apic_enable();
     tss_load();
 
-    uint64_t period, rounds, stride;
+    uint64_t period, rounds, stride, work;
     if (!multiboot_option(info, "pages", 256, &pages) ||
         !multiboot_option(info, "period", 100, &period) ||
         !multiboot_option(info, "rounds", 5, &rounds) ||
-        !multiboot_option(info, "stride", 1, &stride))
-        refuse("pages=, period=, rounds= and stride= take numbers of up to nine digits");
+        !multiboot_option(info, "stride", 1, &stride) ||
+        !multiboot_option(info, "work", 0, &work))
+        refuse("pages=, period=, rounds=, stride= and work= take numbers of up to nine digits");
     if (stride == 0)
         refuse("stride= must be 1 or more");
     if (period == 0 || period > MAX_PERIOD_MS)
@@ -123,7 +125,7 @@ void guest_main(const struct multiboot_info *info)
     if (!apic_measure(&rates))
         refuse("the PIT does not count, nothing to measure with");
 
-    job = (struct job){FIRST_PAGE, pages, rounds, stride};
+    job = (struct job){FIRST_PAGE, pages, rounds, stride, work};
     allow_user((uint64_t)user_start, 2 * MIB);
     allow_user(FIRST_PAGE, pages * stride * PAGE_SIZE);
 

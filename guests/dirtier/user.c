@@ -43,6 +43,8 @@ void user_main(uint64_t argument)
                 call(CALL_CORRUPT, index, round - 1, found);
             *word = stamp(round, index); /* one store dirties the whole page */
         }
+        for (uint64_t turn = 0; turn < job->work * 1000; turn++)
+            __asm__ volatile("");
         call(CALL_ROUND_DONE, round, time_stamp() - started, 0);
     }
     call(CALL_END, 0, 0, 0);
