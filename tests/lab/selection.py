@@ -29,6 +29,7 @@ A_PROCESS_EACH = "starts pyvmm dozens of times, which takes seconds there, for l
 TOO_LONG = {
     "linux/test_migration_under_load.py": "starts pyvmm ten times beside a guest that is always busy",
     "linux/test_vector_registers.py": "one more boot of Linux",
+    "linux/test_moved_linux.py::test_linux_moves_while_it_boots_and_in_userland": "one more boot of Linux",
     "linux/test_named_network.py::test_a_killed_vm_leaves_its_place": "one more boot of Linux",
     "linux/test_moved_linux.py::test_a_damaged_snapshot_costs_a_boot_and_nothing_else": "one more boot of Linux",
     "linux/test_disk.py::test_a_flush_that_failed_on_the_host_fails_fsync_in_the_guest_and_so_does_the_next_one":
@@ -47,6 +48,9 @@ TOO_LONG = {
     "colo/test_pair.py::test_told_that_the_other_side_is_gone_while_it_is_not": A_PROCESS_EACH,
     "colo/test_pair.py::test_a_primary_that_was_only_stopped_finds_that_it_has_lost": "is about time",
     "kvm/test_virtio_blk.py::test_an_error_of_the_hosts_disk_is_one_of_the_guests": A_PROCESS_EACH,
+    "guest/test_kut.py::test_under_the_shim": A_PROCESS_EACH,
+    "guest/test_kut.py::test_the_fixture_types_at_the_guest": A_PROCESS_EACH,
+    "kvm/test_virtio_blk.py::test_a_disk_that_cannot_be_is_refused_in_one_line": A_PROCESS_EACH,
     "guest/test_kut.py::test_an_image_that_hangs_one_that_crashes_and_one_that_is_none": A_PROCESS_EACH,
     "guest/test_kut.py::test_another_projects_tests_use_the_fixture": A_PROCESS_EACH,
     "guest/test_kut.py::test_pyvmm_test_as_tap": A_PROCESS_EACH,

@@ -29,7 +29,7 @@ KINDS = {
     "destination": (Message.HELLO, Message.READY, Message.LOADED, Message.RUNNING),
 }  # fmt: skip
 TABLE = [(sender, kind.name, what) for sender, kinds in KINDS.items() for kind in kinds for what in WHATS]
-IN_MAKE_TEST = 12
+IN_MAKE_TEST = 8
 LONG = os.environ.get("PYVMM_LAB") == "long"
 
 
