@@ -11,6 +11,8 @@
 #define CALL_STATUS 4 /* sector, status */
 #define CALL_WRONG 5  /* sector, what is there */
 #define CALL_SILENT 6
+#define CALL_WROTE 7  /* number */
+#define CALL_LOST 8   /* number, what is in its place */
 
 #define ENTRIES 256u
 #define DEPTH_MAX 64u  /* three descriptors each */
@@ -27,4 +29,5 @@ struct job {
     uint64_t capacity; /* sectors */
     uint64_t size, depth, requests;
     uint64_t write, verify;
+    uint64_t journal; /* thousands of pauses between two numbers; 0: no journal */
 };

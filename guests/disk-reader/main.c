@@ -5,6 +5,8 @@
  *   requests=64    how many; they go through the disk from its start, and start over at its end
  *   write=0        1: first write as many, then flush, then read
  *   verify=0       1: each sector must begin with its own number (that is what write=1 puts there)
+ *   journal=0      write, flush and tell one number after the other, for ever; so many thousand turns of a
+ *                  loop apart. The disk is zeros at first, size=512. For who looks whether any is lost.
  *
  * "begin" and "end" lines are for whoever takes the time.
  *
@@ -53,6 +55,12 @@ static void on_call(struct interrupt_frame *frame)
     case CALL_DONE:
         print("done\n");
         debug_exit(0x10);
+    case CALL_WROTE:
+        print("wrote %lu\n", frame->rdi);
+        return;
+    case CALL_LOST:
+        print("disk-reader: %lu finds %lu in its place\n", frame->rdi, frame->rsi);
+        debug_exit(4);
     case CALL_STATUS:
         print("disk-reader: sector %lu: status %lu\n", frame->rdi, frame->rsi);
         debug_exit(2);
@@ -76,7 +84,8 @@ void guest_main(const struct multiboot_info *info)
         !multiboot_option(info, "depth", 1, &job.depth) ||
         !multiboot_option(info, "requests", 64, &job.requests) ||
         !multiboot_option(info, "write", 0, &job.write) ||
-        !multiboot_option(info, "verify", 0, &job.verify))
+        !multiboot_option(info, "verify", 0, &job.verify) ||
+        !multiboot_option(info, "journal", 0, &job.journal))
         refuse("options take numbers of up to nine digits");
     if (!job.size || job.size % SECTOR || job.size > ROOM)
         refuse("size= must be whole sectors up to 65536");
@@ -88,7 +97,7 @@ void guest_main(const struct multiboot_info *info)
     uint64_t agreed;
     if (!virtio_negotiate(job.registers, F_RO | F_FLUSH, &agreed))
         refuse("the device does not agree");
-    if (job.write && (agreed & F_RO))
+    if ((job.write || job.journal) && (agreed & F_RO))
         refuse("the disk is read-only");
     volatile uint32_t *capacity = (volatile uint32_t *)(job.registers + VIRTIO_CONFIG);
     job.capacity = capacity[0] | (uint64_t)capacity[1] << 32;

@@ -64,7 +64,7 @@ static void offer(uint64_t slot)
     uint64_t sectors = job->size / SECTOR;
     header->sector = header->type == TYPE_FLUSH ? 0 : next_sector;
     header->status = 0xff;
-    if (header->type == TYPE_OUT)
+    if (header->type == TYPE_OUT && !job->journal)
         for (uint64_t n = 0; n < sectors; n++)
             *sector_of(slot, n) = next_sector + n;
     next_sector += sectors;
@@ -130,9 +130,39 @@ static void run(uint32_t type)
     call(CALL_END, job->requests, 0);
 }
 
+static void ask(uint32_t type, uint64_t sector)
+{
+    prepare(0, type);
+    next_sector = sector;
+    offer(0);
+    ring();
+    collect();
+}
+
+/* Numbers without end: each goes to the disk, is flushed, and is told. The one in whose place it comes
+ * must be there still. */
+static void keep_journal(void)
+{
+    for (uint64_t number = 1;; number++) {
+        uint64_t sector = number % job->capacity;
+        ask(TYPE_IN, sector);
+        uint64_t found = *sector_of(0, 0);
+        if (found != (number > job->capacity ? number - job->capacity : 0))
+            call(CALL_LOST, number, found);
+        *sector_of(0, 0) = number;
+        ask(TYPE_OUT, sector);
+        ask(TYPE_FLUSH, 0);
+        call(CALL_WROTE, number, 0);
+        for (uint64_t turn = 0; turn < job->journal * 1000; turn++)
+            __asm__ volatile("pause");
+    }
+}
+
 void user_main(uint64_t argument)
 {
     job = (struct job *)argument;
+    if (job->journal)
+        keep_journal();
     if (job->write) {
         run(TYPE_OUT);
         prepare(0, TYPE_FLUSH);

@@ -15,6 +15,7 @@ An image is made durable when the log file with what it got last is about to be 
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import threading
@@ -32,7 +33,18 @@ from pyvmm.block.pair_file import (
     remove_pair,
     write_pair,
 )  # fmt: skip
-from pyvmm.block.write_log import FLUSH, MARKER, WRITE, ZERO, Record, WriteLog, decode_records, encode_record, write_all
+from pyvmm.block.write_log import (
+    FLUSH,
+    MARKER,
+    RECORD,
+    WRITE,
+    ZERO,
+    Record,
+    WriteLog,
+    decode_records,
+    encode_record,
+    write_all,
+)  # fmt: skip
 from pyvmm.errors import ChannelError, ConfigError, HostError
 from pyvmm.native import lib
 from pyvmm.trace import trace_group
@@ -45,6 +57,18 @@ LIMIT = 1 << 30
 
 class ReplicaOverlay(Overlay):
     """A replica's: nobody else's at any time, so there is nothing to hand over."""
+
+    replica: ReplicaDisk | None = None
+    """What ends with it: set once it is a device's, for good."""
+
+    def close(self) -> None:
+        """As any overlay; a survivor's disk is a plain one again then. OSError."""
+        replica, self.replica = self.replica, None
+        try:
+            if replica is not None:
+                replica.end()
+        finally:
+            super().close()
 
     def claim(self) -> None:
         """It is ours from the beginning."""
@@ -93,6 +117,7 @@ class ReplicaDisk:
         """The newest epoch that is durable as a whole."""
         self.over = False
         """After a failover: this is no replica any more."""
+        self._merging: threading.Thread | None = None
 
     @property
     def size(self) -> int:
@@ -243,6 +268,29 @@ class ReplicaDisk:
             finally:
                 lock_disk(self.overlay.base.fd, self.path, shared=False)
 
+    def merge_behind(self) -> None:
+        """:meth:`merge` on a thread of its own, which ends with the overlay. What fails is tried again at the end."""
+
+        def merge() -> None:
+            with contextlib.suppress(HostError):
+                self.merge()
+
+        self._merging = threading.Thread(target=merge, name="merge", daemon=True)
+        self._merging.start()
+
+    def end(self) -> None:
+        """The device is at rest for good, and closes its disk. OSError: it is no plain one; the file beside it says so.
+        """
+        try:
+            if self._merging is not None:
+                self._merging.join()
+            if self.over:
+                self.settle()
+        except HostError as error:
+            raise OSError(errno.EIO, str(error)) from None
+        finally:
+            self.close()
+
     def settle(self) -> None:
         """After a failover, with the device at rest for good: the image is a plain disk again. HostError."""
         self.merge()
@@ -278,7 +326,7 @@ class ReplicaDisk:
 
 
 def _size_of(record: Record) -> int:
-    return len(encode_record(record.kind, 0)) + len(record.data)
+    return RECORD.size + len(record.data)
 
 
 def write_record(image: Image, record: Record) -> None:

@@ -143,7 +143,7 @@ def config_of(args: argparse.Namespace, quirks: frozenset[str]) -> MachineConfig
         no_reboot=args.no_reboot or bool(args.exec),
         no_shutdown=args.no_shutdown,
         start_paused=args.start_paused,
-        incoming=is_incoming(args),
+        incoming=is_incoming(args), replica=args.colo == "secondary",
         dirty_log=resolve_dirty_log(args.dirty_log, memory),
         devices=devices,
         testdev="testdev" in args.device,

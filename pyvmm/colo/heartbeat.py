@@ -21,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pyvmm.errors import ConfigError
+from pyvmm.native import lib
 from pyvmm.trace import trace_group
 
 T = trace_group("colo")
@@ -88,6 +89,7 @@ class Heartbeat:
             sock.close()
 
     def _run(self) -> None:
+        lib.pv_net_be_prompt()  # a beat takes microseconds; behind a vCPU's time slice it would be late
         reason = self._beat_until_lost()
         if not self._stopping.is_set():
             T.colo_heartbeat_lost.on and T.colo_heartbeat_lost(reason, self.counts.heard)

@@ -21,12 +21,12 @@ from pyvmm.trace import trace_group
 
 T = trace_group("colo")
 
-VERSION = 2
+VERSION = 3
 """Of the protocol between the two, this and messages.py's."""
 TOKEN = 16
 """Bytes."""
-LinkKind = Literal["heartbeat", "network"]
-"""``network``: frames, if the machine has cards and the replica runs (cards.py)."""
+LinkKind = Literal["heartbeat", "network", "disks"]
+"""``network``: frames, if there are cards and the replica runs (cards.py); ``disks``: if there are some (disks.py)."""
 HELLO, WELCOME, REFUSED = 100, 101, 102
 """Kinds of frames; apart from the migration's, so that neither takes the other's first frame for its own."""
 
@@ -45,6 +45,8 @@ class Offer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     heartbeat: float
     loss: int
     owner: Annotated[str, Meta(max_length=63)]
+    disks: Annotated[tuple[Annotated[int, Meta(ge=0)], ...], Meta(max_length=64)] = ()
+    """Bytes of each that the guest can write."""
 
 
 class Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -19,13 +19,14 @@ from typing import TypeVar
 from pyvmm.colo.cards import PrimaryCards
 from pyvmm.colo.checkpoint import head_of, size_of, with_checksum
 from pyvmm.colo.config import check_plaintext
+from pyvmm.colo.disks import PrimaryDisks
 from pyvmm.colo.heartbeat import Heartbeat
 from pyvmm.colo.links import TOKEN, VERSION, Answer, LinkKind, Offer, hello_of, open_link
 from pyvmm.colo.messages import Conversation, Message
 from pyvmm.colo.replicated_machine import Copied, ReplicatedMachine
 from pyvmm.colo.session import CheckpointTimes, ColoSession, ExitReason
 from pyvmm.colo.staging import Staging
-from pyvmm.errors import ChannelError, PyvmmError, StateError
+from pyvmm.errors import ChannelError, HostError, PyvmmError, StateError
 from pyvmm.migration.channel import Channel
 from pyvmm.migration.loop_call import call_on_loop
 from pyvmm.migration.parameters import Parameters
@@ -53,10 +54,12 @@ class Primary:
         parameters: Callable[[], Parameters],
         post: Callable[[Callable[[], None]], None],
         cards: PrimaryCards,
+        disks: PrimaryDisks,
     ) -> None:
         self._session = session
         self._side = side
         self._cards = cards
+        self._disks = disks
         self._parameters = parameters
         self._post = post
         self._conversation: Conversation
@@ -75,7 +78,7 @@ class Primary:
             check_plaintext(uri, parameters.tls_creds, session.config)
             self._pair_up(channel, uri, parameters)
         except BaseException as error:
-            self._cards.close()
+            self._close_streams()
             session.end("error", str(error))
             raise
         self._staging = Staging(session.config.staging, self._side.machine.memory.regions)
@@ -85,6 +88,7 @@ class Primary:
         try:
             if mode == "periodic":
                 self._on_loop(lambda: self._side.output("hold"))
+            self._copy_disks()
             reason, problem = self._serve()
         except ChannelError as error:
             reason, problem = session.why_wanted if session.failover_wanted else ("error", str(error))
@@ -98,7 +102,11 @@ class Primary:
         try:
             self._alone(reason, problem)
         finally:
-            self._cards.close()
+            self._close_streams()
+
+    def _close_streams(self) -> None:
+        self._cards.close()
+        self._disks.close()
 
     def _pair_up(self, channel: Channel, uri: str, parameters: Parameters) -> None:
         session, config = self._session, self._session.config
@@ -106,7 +114,7 @@ class Primary:
         timeout = parameters.x_checkpoint_timeout / 1000
         offer = Offer(
             VERSION, "primary", session.pair, session.term, session.mode, timeout, secrets.token_bytes(TOKEN),
-            config.heartbeat, config.loss, session.owner,
+            config.heartbeat, config.loss, session.owner, self._disks.sizes,
         )  # fmt: skip
         send_struct(channel, MigrationMessage.COLO, offer)
         answer: Answer = decode(expect(channel, MigrationMessage.COLO)[1], Answer)
@@ -125,11 +133,25 @@ class Primary:
         )
         if self._cards.needs_link:
             self._cards.connect(link("network"))
+        if offer.disks:
+            self._disks.connect(link("disks"), timeout)
         session.peer_uri = uri
         self._conversation = Conversation(channel.detach(), "primary", timeout, session.recorder)
         session.talk(self._conversation)
         session.heartbeat.start()
         self._conversation.expect(Message.CHECKPOINT_READY)
+
+    def _copy_disks(self) -> None:
+        """While the guest runs. The secondary is none before it has them."""
+        try:
+            self._on_loop(self._side.pause)
+            try:
+                self._on_loop(self._disks.begin)
+            finally:
+                self._on_loop(self._side.go_on)
+            self._disks.copy_all()
+        except HostError as error:
+            raise ChannelError(str(error)) from None
 
     # -- the loop -------------------------------------------------------------------------------
 
@@ -215,7 +237,7 @@ class Primary:
         """The guest stands still then."""
         self._on_loop(self._side.pause)
         for _ in range(TURNS):
-            copied = self._on_loop(lambda: self._side.copy(self._staging, self._cards, epoch))
+            copied = self._on_loop(lambda: self._side.copy(self._staging, self._cards, self._disks, epoch))
             if copied is not None:
                 return copied
         raise StateError("what the guest asked for is never seen to")
@@ -233,7 +255,7 @@ class Primary:
         """The guest is over; the secondary is to know, or it would go on with it."""
         self._conversation.send(Message.GUEST_ENDED)
         self._conversation.expect(Message.GUEST_ENDED)
-        self._on_loop(self._cards.alone)
+        self._on_loop(self._let_out)
         self._side.machine.backend.hold.set("pass")
 
     def _alone(self, reason: ExitReason, problem: str | None) -> None:
@@ -259,10 +281,14 @@ class Primary:
             side.lose(reason_lost)
             session.end("error", reason_lost)
             raise ChannelError(reason_lost)
-        self._on_loop(self._cards.alone)
+        self._on_loop(self._let_out)
         hold.set("pass")
         session.note_failover()
         session.end(reason, problem)
+
+    def _let_out(self) -> None:
+        self._cards.alone()
+        self._disks.alone()
 
     def _on_loop(self, call: Callable[[], R]) -> R:
         return call_on_loop(self._post, call)

@@ -9,6 +9,7 @@ import msgspec
 
 from pyvmm.colo.cards import PrimaryCards, SecondaryCards
 from pyvmm.colo.config import ColoConfig, check_plaintext
+from pyvmm.colo.disks import PrimaryDisks, SecondaryDisks
 from pyvmm.colo.metrics import serve_metrics
 from pyvmm.colo.primary import Primary
 from pyvmm.colo.replicated_machine import ReplicatedMachine, check_devices
@@ -69,7 +70,7 @@ class Protection(MachineObserver):
         self.cards = PrimaryCards(self._machine, self.session, self.session.config.compare)
         Primary(
             self.session, ReplicatedMachine(self._machine), lambda: self._manager.parameters, self._machine.loop.post,
-            self.cards,
+            self.cards, PrimaryDisks(self._machine, self.session),
         ).run(channel, uri, entered)  # fmt: skip
 
     def secondary(
@@ -78,7 +79,7 @@ class Protection(MachineObserver):
         """On the incoming migration's thread."""
         Secondary(
             self.session, ReplicatedMachine(self._machine), lambda: self._manager.parameters, self._machine.loop.post,
-            listener, SecondaryCards(self._machine, self.session),
+            listener, SecondaryCards(self._machine, self.session), SecondaryDisks(self._machine, self.session),
         ).run(channel, payload, entered)  # fmt: skip
 
     def give_up(self) -> None:

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from pyvmm.colo.cards import PrimaryCards, SecondaryCards
+from pyvmm.colo.disks import PrimaryDisks, SecondaryDisks
 from pyvmm.colo.staging import Staging
 from pyvmm.errors import ConfigError
-from pyvmm.machine.device_config import DeviceConfig, NetConfig, RngConfig
+from pyvmm.machine.device_config import DeviceConfig, DiskConfig, NetConfig, RngConfig
 from pyvmm.machine.ending import Ending
 from pyvmm.machine.machine import Machine
 from pyvmm.machine.output_hold import Mode as OutputMode
@@ -50,7 +51,7 @@ class ReplicatedMachine:
             self.machine.pause(RunState.COLO)
             self._paused_here = True
 
-    def copy(self, staging: Staging, cards: PrimaryCards, epoch: int) -> Copied | None:
+    def copy(self, staging: Staging, cards: PrimaryCards, disks: PrimaryDisks, epoch: int) -> Copied | None:
         """A moment of the guest, which stands still: ``epoch`` begins. ``None``: it wants something that is in no state
         yet (its end, a reset); ask again after the loop has seen to it.
         """
@@ -71,6 +72,7 @@ class ReplicatedMachine:
         # Up to here is what the other side will know of.
         self.machine.backend.hold.mark()
         cards.begin_epoch(epoch)
+        disks.mark(epoch)
         runs = self._paused_here and self.machine.run_state is RunState.COLO  # else it was stopped by hand meanwhile
         return Copied(state, runs, saved - began, time.perf_counter() - saved)
 
@@ -101,13 +103,16 @@ class ReplicatedMachine:
         """Let the replica stand still."""
         self.pause()
 
-    def prepare(self, state: memoryview, cards: SecondaryCards, epoch: int) -> Callable[[], None]:
+    def prepare(
+        self, state: memoryview, cards: SecondaryCards, disks: SecondaryDisks, epoch: int
+    ) -> Callable[[], None]:
         """Check saved state; SectionError. What applies it, with the memory in place."""
         sections = decode_sections(state)
         records = cards.decode(sections)
         apply = prepare_machine(self.machine, sections)
 
         def carry_out() -> None:
+            disks.commit(epoch)
             apply()
             cards.load(epoch, records)
 
@@ -155,6 +160,6 @@ def check_devices(devices: Sequence[DeviceConfig]) -> None:
     for device in devices:
         if isinstance(device, NetConfig) and device.backend == "stream":
             raise ConfigError(f"--colo: --net {device.target}: a stream's peer cannot be shared by two; use a tap")
-        if not isinstance(device, RngConfig | NetConfig):
+        if not isinstance(device, RngConfig | NetConfig | DiskConfig):
             kind = type(device).__name__.removesuffix("Config").lower()
             raise ConfigError(f"--colo: a machine with {kind} cannot be protected by this version; leave it out")

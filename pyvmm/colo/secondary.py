@@ -16,6 +16,7 @@ from typing import TypeVar
 from pyvmm.colo.cards import SecondaryCards
 from pyvmm.colo.checkpoint import STATE_MAX, Checkpoint, decode_checkpoint, size_of
 from pyvmm.colo.config import ColoConfig
+from pyvmm.colo.disks import SecondaryDisks
 from pyvmm.colo.heartbeat import Heartbeat
 from pyvmm.colo.links import VERSION, Answer, LinkKind, Offer, accept_link, hello_of
 from pyvmm.colo.messages import Conversation, Message
@@ -72,9 +73,11 @@ class Secondary:
         post: Callable[[Callable[[], None]], None],
         listener: Listener,
         cards: SecondaryCards,
+        disks: SecondaryDisks,
     ) -> None:
         self._session = session
         self._cards = cards
+        self._disks = disks
         self._side = side
         self._parameters = parameters
         self._post = post
@@ -96,14 +99,18 @@ class Secondary:
             session.pair, session.term = offer.pair, offer.term
             self._pair_up(channel, offer)
         except BaseException as error:
-            self._cards.close()
+            self._close_streams()
             session.end("error", str(error))
             raise
         entered()
         try:
             self._live()
         finally:
-            self._cards.close()
+            self._close_streams()
+
+    def _close_streams(self) -> None:
+        self._cards.close()
+        self._disks.close()
 
     def _live(self) -> None:
         """As the secondary of a pair, until the guest is this side's."""
@@ -118,6 +125,9 @@ class Secondary:
             self._side.end(Ending(kind="colo-ended", reason="the guest ended at the primary"))
             raise ChannelError("the guest ended at the primary") from None
         except ChannelError as error:
+            if self._disks.problem is not None:
+                session.end("processing", str(self._disks.problem))
+                raise self._disks.problem from None
             reason, problem = session.why_wanted if session.failover_wanted else ("error", str(error))
         except PyvmmError as error:
             # A checkpoint that was held could not be put into place: neither it nor what was before it is there now.
@@ -134,6 +144,7 @@ class Secondary:
             raise ChannelError(f"this is a secondary of the pair {config.pair}, not of {offer.pair}")
         if config.role != "secondary":
             raise ChannelError("this pyvmm was not started with --colo secondary")
+        self._disks.check(offer.disks)
         if load_profile().private_memfd_works is False:
             raise ChannelError(
                 "this host's KVM does not follow a private mapping of guest memory, as a secondary needs (pyvmm doctor)"
@@ -154,6 +165,8 @@ class Secondary:
             undo.callback(beats.close)
             if self._cards.needs_link:
                 self._cards.connect(link("network"))
+            if offer.disks:
+                self._disks.connect(link("disks"), offer.pair, offer.term)
             undo.pop_all()
         self._listener.close()  # the pair is complete: whoever else comes is to hear that at once
         try:
@@ -163,6 +176,7 @@ class Secondary:
         except ConfigError:
             beats.close()
             raise
+        self._timeout = offer.timeout
         self._conversation = Conversation(channel.detach(), "secondary", offer.timeout, session.recorder)
         session.talk(self._conversation)
         self._on_loop(self._side.become_shadow)
@@ -193,7 +207,8 @@ class Secondary:
         payload = conversation.expect_state(buffer)
         checkpoint = decode_checkpoint(payload, term=session.term, epoch=session.epoch + 1)
         self._replica.check(checkpoint.batches)
-        apply = self._on_loop(lambda: side.prepare(checkpoint.state, self._cards, checkpoint.epoch))
+        apply = self._on_loop(lambda: side.prepare(checkpoint.state, self._cards, self._disks, checkpoint.epoch))
+        self._disks.wait_marked(checkpoint.epoch, self._timeout)
         with session.loading():
             # It is held: from here on it counts, and the primary may let out what its guest said before it.
             broken: ChannelError | None = None
@@ -238,6 +253,9 @@ class Secondary:
             side.output("discard")  # nobody is to wait for it
             session.end("error", str(error))
             raise
+        if self._disks:
+            self._on_loop(side.suspend)
+            self._on_loop(self._disks.take_over)
         self._on_loop(self._replica.release)
         self._on_loop(self._cards.take_over)
         self._on_loop(lambda: side.emerge(running=session.runs))

@@ -280,6 +280,10 @@ class ColoSession:
             if self.wake >= 0:
                 os.eventfd_write(self.wake, 1)
 
+    def give_up(self) -> None:
+        """This side cannot go on as what it is: whoever waits, fails."""
+        self._abort()
+
     def close(self) -> None:
         """This process ends: whoever waits, fails."""
         self.closing = True

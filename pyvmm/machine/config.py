@@ -57,6 +57,8 @@ class MachineConfig(msgspec.Struct, frozen=True, kw_only=True):
     start_paused: bool = False
     incoming: bool = False
     """A guest that runs elsewhere will be moved here: nothing is loaded, disks are not taken yet."""
+    replica: bool = False
+    """Of such a guest, which goes on to run there: disks are its replica's, and what is in them now does not count."""
 
     def __post_init__(self) -> None:
         if not MIN_MEMORY <= self.memory <= MAX_MEMORY or self.memory % 4096:

@@ -23,6 +23,7 @@ from pyvmm.machine.machine import Machine
 from pyvmm.virtio.device import VirtioDevice
 
 if TYPE_CHECKING:
+    from pyvmm.block.image import Image
     from pyvmm.net.backend import Backend
 
 
@@ -87,6 +88,8 @@ def _disk(machine: Machine, config: DiskConfig) -> VirtioDevice:
     from pyvmm.block.pair_file import check_startable
     from pyvmm.virtio.blk import VirtioBlk
 
+    if machine.config.replica and not config.readonly:
+        return VirtioBlk(machine.vm.native, _replica_image(machine, config), config.serial, _say)
     check_startable(config.path, config.overlay)
     later = machine.config.incoming  # the source writes to it until it hands over
     if config.overlay is None:
@@ -96,6 +99,16 @@ def _disk(machine: Machine, config: DiskConfig) -> VirtioDevice:
 
         image = open_overlay(config.overlay, config.path, later=later)
     return VirtioBlk(machine.vm.native, image, config.serial, _say)
+
+
+def _replica_image(machine: Machine, config: DiskConfig) -> Image:
+    from pyvmm.block.replica_disk import ReplicaDisk
+
+    if config.overlay is not None:
+        raise ConfigError(f"--disk {config.path}: a secondary keeps an overlay of its own; leave overlay= out")
+    disk = ReplicaDisk(config.path)
+    disk.overlay.replica = disk
+    return disk.overlay
 
 
 def _console(machine: Machine, config: ConsoleConfig) -> VirtioDevice:

@@ -1,4 +1,4 @@
-/* What Python sees of block_image.h, block_overlay.h and block_device.h; the comments are there. */
+/* What Python sees of block_image.h, block_overlay.h, block_forward.h and block_device.h; the comments are there. */
 
 #define PV_SECTOR ...
 #define PV_CLUSTER ...
@@ -39,6 +39,14 @@ int64_t pv_overlay_commit(struct pv_block_image *image, int base_fd, uint64_t fi
 void pv_overlay_clear(struct pv_block_image *image);
 int pv_overlay_trim(struct pv_block_image *image);
 
+#define PV_FORWARD_DATA ...
+struct pv_forward { _Bool active; uint64_t queued; int problem; ...; };
+void pv_forward_begin(struct pv_forward *f, int event, uint64_t epoch, uint64_t limit, uint32_t timeout_ms);
+void pv_forward_end(struct pv_forward *f);
+int pv_forward_mark(struct pv_forward *f, uint64_t epoch);
+int64_t pv_forward_take(struct pv_forward *f, uint8_t *buffer, uint64_t size);
+int pv_forward_copy(struct pv_forward *f, struct pv_block_image *image, uint64_t offset, uint64_t n);
+
 struct pv_block_counter { uint64_t requests, errors, bytes; };
 struct pv_block_worker { int problem, error, kind; ...; };
 struct pv_block_device {
@@ -47,6 +55,7 @@ struct pv_block_device {
 	bool read_only, discard, write_zeroes;
 	_Bool write_through;
 	char id[...];
+	struct pv_forward forward;
 	...;
 };
 struct pv_block_device *pv_block_new(struct pv_block_image *image, struct pv_queue *queue);

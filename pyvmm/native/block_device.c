@@ -18,6 +18,7 @@ struct pv_block_device *pv_block_new(struct pv_block_image *image, struct pv_que
 	d->image = image;
 	d->queue = queue;
 	d->doorbell = -1;
+	pv_forward_init(&d->forward);
 	pthread_mutex_init(&d->lock, NULL);
 	pthread_cond_init(&d->turn, NULL);
 	pthread_condattr_t monotonic;
@@ -30,6 +31,7 @@ struct pv_block_device *pv_block_new(struct pv_block_image *image, struct pv_que
 
 void pv_block_free(struct pv_block_device *d)
 {
+	pv_forward_destroy(&d->forward);
 	pthread_mutex_destroy(&d->lock);
 	pthread_cond_destroy(&d->turn);
 	pthread_cond_destroy(&d->quiet);

@@ -10,6 +10,7 @@
 #ifndef PYVMM_BLOCK_DEVICE_H
 #define PYVMM_BLOCK_DEVICE_H
 
+#include "block_forward.h"
 #include "block_image.h"
 #include "virtio_interrupt.h"
 #include "virtqueue.h"
@@ -72,6 +73,7 @@ struct pv_block_device {
 	struct pv_block_worker *leader;
 	unsigned busy;               /* threads that use the queue or do I/O */
 	bool running, ending;
+	struct pv_forward forward;   /* while the guest is protected */
 	_Atomic uint32_t write_ns;   /* what the last write without RWF_NOWAIT took */
 	struct pv_block_counter counters[PV_BLOCK_KINDS];
 };

@@ -102,6 +102,10 @@ static uint8_t read_data(struct work *w)
  */
 static int write_somehow(struct work *w, struct pv_transfer *t)
 {
+	if (atomic_load_explicit(&w->d->forward.active, memory_order_acquire)) {
+		will_block(w);
+		return pv_forward_write(&w->d->forward, w->d->image, t);
+	}
 	int result = pv_image_write(w->d->image, t, false);
 	if (result != -EAGAIN)
 		return result;
@@ -155,8 +159,12 @@ static uint8_t discard_or_zero(struct work *w, bool zero)
 	int result = 0;
 	for (uint64_t i = 0; i < n / RANGE_SIZE && !result; i++) {
 		uint64_t offset = ranges[i].sector * PV_SECTOR, length = (uint64_t)ranges[i].sectors * PV_SECTOR;
-		result = zero ? pv_image_zero(d->image, offset, length, ranges[i].flags & RANGE_F_UNMAP)
-			      : pv_image_discard(d->image, offset, length);
+		if (atomic_load_explicit(&d->forward.active, memory_order_acquire)) /* both sides are to read the same */
+			result = pv_forward_zero(&d->forward, d->image, offset, length,
+						 !zero || ranges[i].flags & RANGE_F_UNMAP);
+		else
+			result = zero ? pv_image_zero(d->image, offset, length, ranges[i].flags & RANGE_F_UNMAP)
+				      : pv_image_discard(d->image, offset, length);
 	}
 	return outcome(w, result ? result : sync_if_asked(w));
 }

@@ -17,7 +17,7 @@ SOURCES = [
     "exception_frame.c", "virtqueue.c", "virtio_interrupt.c", "dirty_log.c", "ram_stream.c", "ram_file.c",
     "replica.c", "page_delta.c", "page_lz4.c",
     "net_backend.c", "net_frames.c", "net_pump.c", "net_filtered.c",
-    "block_image.c", "block_overlay.c", "block_request.c", "block_device.c",
+    "block_image.c", "block_overlay.c", "block_forward.c", "block_request.c", "block_device.c",
     "proxy_packet.c", "proxy_flow.c", "proxy_compare.c", "proxy_queues.c", "proxy_epochs.c", "proxy_tcp.c",
     "proxy_ack.c", "proxy_datagram.c", "proxy_rewriter.c", "proxy_rewrite.c",
     "sandbox.c",
@@ -29,7 +29,8 @@ CDEFS = [
 ]  # fmt: skip
 HEADERS = [
     "kvm_api.h", "core.h", "user_entry.h", "virtqueue.h", "virtio_interrupt.h", "dirty_log.h", "ram_stream.h",
-    "ram_file.h", "replica.h", "page_delta.h", "net_pump.h", "block_image.h", "block_overlay.h", "block_device.h",
+    "ram_file.h", "replica.h", "page_delta.h", "net_pump.h",
+    "block_image.h", "block_overlay.h", "block_forward.h", "block_device.h",
     "proxy_packet.h", "proxy_flow.h", "proxy_compare.h", "proxy_rewriter.h", "sandbox.h",
 ]  # fmt: skip
 

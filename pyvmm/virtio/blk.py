@@ -16,7 +16,7 @@ from typing import Any
 
 from pyvmm.block.image import SECTOR, Image
 from pyvmm.devices.state import DeviceState, decode_state
-from pyvmm.errors import DeadlineError, SectionError
+from pyvmm.errors import ChannelError, DeadlineError, HostError, SectionError
 from pyvmm.native import ffi, lib
 from pyvmm.trace import trace_group
 from pyvmm.virtio.device import VirtioDevice
@@ -182,6 +182,47 @@ class VirtioBlk(VirtioDevice):
             self.image.close()
         except OSError as error:
             self._report(f"disk {self.image.path}: cannot be flushed at the end: {error.strerror}")
+
+    # -- what is written, once more, for the secondary of a protected guest (native/block_forward.h) -----------
+
+    def forward_begin(self, event: int, limit: int, timeout_ms: int) -> None:
+        """Nothing is in flight. From now on writes are recorded, up to ``limit`` bytes that nobody took; the eventfd
+        ``event`` says when there are some. The first checkpoint is to hold them.
+        """
+        lib.pv_forward_begin(self._forward, event, 1, limit, timeout_ms)
+
+    def forward_copy(self, offset: int, size: int) -> None:
+        """Record what is there now. ChannelError: nobody takes the records. HostError: it cannot be read."""
+        result = lib.pv_forward_copy(self._forward, self.image.native, offset, size)
+        if result:
+            self._forward_problem(result)
+
+    def forward_mark(self, epoch: int) -> None:
+        """Nothing is in flight: what comes is for the checkpoint after ``epoch``. As :meth:`forward_copy`."""
+        result = lib.pv_forward_mark(self._forward, epoch)
+        if result:
+            self._forward_problem(result)
+
+    def forward_take(self, buffer: bytearray) -> int:
+        """Records into ``buffer``, whole ones; bytes, 0 if there are none now. As :meth:`forward_copy`."""
+        size = int(lib.pv_forward_take(self._forward, ffi.from_buffer("uint8_t[]", buffer), len(buffer)))
+        if size < 0:
+            self._forward_problem(size)
+        return size
+
+    def forward_end(self) -> None:
+        """Writes are not recorded any more."""
+        if not self._closed:
+            lib.pv_forward_end(self._forward)
+
+    def _forward_problem(self, result: int) -> None:
+        if -result in (errno.ETIMEDOUT, errno.ESHUTDOWN):
+            raise ChannelError(f"disk {self.image.path}: the secondary does not take what is written")
+        raise HostError(f"disk {self.image.path}: {os.strerror(-result)}: the secondary's would be another one")
+
+    @property
+    def _forward(self) -> Any:
+        return ffi.addressof(self._native, "forward")
 
     # -- reports and state ----------------------------------------------------------------------
 

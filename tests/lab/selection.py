@@ -39,6 +39,7 @@ TOO_LONG = {
     "kvm/test_hung_disk.py": A_PROCESS_EACH,
     "kvm/test_sandbox.py": A_PROCESS_EACH,
     "colo/test_protected_network.py": A_PROCESS_EACH,
+    "colo/test_replicated_disk.py": A_PROCESS_EACH,
     "colo/test_life_of_a_pair.py": A_PROCESS_EACH,
     "colo/test_pair.py::test_protected_again_and_again": A_PROCESS_EACH,
     "colo/test_pair.py::test_a_survivor_that_is_protected_again_has_its_memory_once": A_PROCESS_EACH,

@@ -9,7 +9,10 @@ import pytest
 from tests.native.harness import MEMORY, NATIVE, RACES, attempt, build, run
 
 OVERLAY = ["block_image.c", "block_overlay.c"]
-DEVICE = [*OVERLAY, "block_request.c", "block_device.c", "virtqueue.c", "dirty_bitmap.c", "virtio_interrupt.c"]
+DEVICE = [
+    *OVERLAY, "block_forward.c", "ram_stream.c", "block_request.c", "block_device.c", "virtqueue.c", "dirty_bitmap.c",
+    "virtio_interrupt.c",
+]  # fmt: skip
 WRAPPED = ("preadv2", "pwritev2", "pwrite", "fallocate", "fdatasync")
 
 

@@ -1,0 +1,271 @@
+"""The disks of a protected guest: what it writes goes to the secondary's images, too, in step with the checkpoints.
+
+::
+
+    primary    guest --virtio-blk--> image            secondary   replica --virtio-blk--> overlay
+                          \\--> records (native) ----> disk link ------> log --commit--> image
+
+The first checkpoint waits until all of the primary's disks have been copied; meanwhile the guest writes, and its writes
+go the same way, so that the copy and they have one order (native/block_forward.h). From then on each checkpoint ends
+with a marker on this connection, and ``vmstate-received`` is said only when all before it is durable (COLO.md, rule 4).
+
+One message: big-endian u32 number of the disk, u32 bytes, records (block/write_log.py). Disks that are read-only are
+nobody's business: each side has its own copy. An error on the way, or of the secondary's disk, ends the protection and
+not the guest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import struct
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pyvmm.block.pair_file import PairFile, read_pair, remove_pair, write_pair
+from pyvmm.block.replica_disk import ReplicaOverlay
+from pyvmm.colo.session import ColoSession
+from pyvmm.errors import ChannelError, DeadlineError, PyvmmError
+from pyvmm.native import lib
+
+if TYPE_CHECKING:
+    from pyvmm.machine.machine import Machine
+    from pyvmm.virtio.blk import VirtioBlk
+
+HEAD = struct.Struct(">II")
+BATCH = 4 << 20
+"""Bytes of records in one message, at most."""
+QUEUED = 64 << 20
+"""Bytes of what the guest wrote that wait for the line; then it waits."""
+PIECE: int = lib.PV_FORWARD_DATA
+END_DEADLINE = 10.0
+
+
+def written_disks(machine: Machine) -> list[VirtioBlk]:
+    """Those that the guest can write, in the machine's order; both sides have the same ones."""
+    from pyvmm.virtio.blk import VirtioBlk
+    from pyvmm.virtio.mmio import VirtioMmio
+
+    behind = (each.device for each in machine.devices if isinstance(each, VirtioMmio))
+    return [device for device in behind if isinstance(device, VirtioBlk) and not device.image.read_only]
+
+
+class PrimaryDisks:
+    """Of a primary. On the replication's thread, but for what says otherwise."""
+
+    def __init__(self, machine: Machine, session: ColoSession) -> None:
+        self._disks = written_disks(machine)
+        self._session = session
+        self._socket: socket.socket | None = None
+        self._event = -1
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Bytes of each."""
+        return tuple(disk.image.size for disk in self._disks)
+
+    def connect(self, sock: socket.socket, timeout: float) -> None:
+        """The connection; ``timeout`` is the longest that the other side may take nothing from it."""
+        self._socket = sock
+        sock.settimeout(timeout)
+
+    def begin(self) -> None:
+        """The guest stands still: from here on what it writes is recorded. On the loop. HostError."""
+        if not self._disks:
+            return
+        self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        session = self._session
+        assert self._socket is not None
+        limit = int((self._socket.gettimeout() or 5.0) * 1000)
+        for disk in self._disks:
+            if read_pair(disk.image.path) is None:
+                content = PairFile(pair=session.pair, term=session.term, role="primary", state="protected")
+                write_pair(disk.image.path, content)
+            disk.forward_begin(self._event, QUEUED, limit)
+        self._thread = threading.Thread(target=self._send_all, name="colo-disks", daemon=True)
+        self._thread.start()
+
+    def copy_all(self) -> None:
+        """Send what is on the disks, while the guest writes. ChannelError."""
+        for disk in self._disks:
+            for offset in range(0, disk.image.size, PIECE):
+                if self._session.closing or self._session.failover_wanted or self._stopping:
+                    raise ChannelError("the disks were not copied to their end")
+                disk.forward_copy(offset, min(PIECE, disk.image.size - offset))
+
+    def mark(self, epoch: int) -> None:
+        """The guest stands still for checkpoint ``epoch``: it is to have what was written up to here. On the loop."""
+        for disk in self._disks:
+            disk.forward_mark(epoch)
+
+    def alone(self) -> None:
+        """The guest is this side's, or is over. On the loop."""
+        for disk in self._disks:
+            found = read_pair(disk.image.path)
+            if found is not None and found.state == "protected":
+                remove_pair(disk.image.path)
+
+    def close(self) -> None:
+        """Nothing is recorded or sent any more. Harmless twice."""
+        self._stopping = True
+        for disk in self._disks:
+            disk.forward_end()
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+        if self._event >= 0:
+            os.eventfd_write(self._event, 1)
+        if self._thread is not None:
+            self._thread.join(END_DEADLINE)
+        if self._socket is not None:
+            self._socket.close()
+        if self._event >= 0:
+            os.close(self._event)
+            self._event = -1
+
+    def _send_all(self) -> None:
+        buffer = bytearray(BATCH)
+        try:
+            while not self._stopping:
+                select.select([self._event], [], [], 1.0)
+                with contextlib.suppress(BlockingIOError):
+                    os.eventfd_read(self._event)
+                while not self._stopping and self._send_round(buffer):
+                    pass
+        except PyvmmError as error:
+            if not self._stopping:
+                self._session.suspect(str(error))
+
+    def _send_round(self, buffer: bytearray) -> int:
+        return sum(self._send_some(number, disk, buffer) for number, disk in enumerate(self._disks))
+
+    def _send_some(self, number: int, disk: VirtioBlk, buffer: bytearray) -> int:
+        size = disk.forward_take(buffer)
+        if size:
+            assert self._socket is not None
+            try:
+                self._socket.sendall(HEAD.pack(number, size) + memoryview(buffer)[:size])
+            except TimeoutError:
+                raise ChannelError("the secondary takes nothing of what is written to disks") from None
+            except OSError as error:
+                raise ChannelError(f"the disks' connection broke: {error.strerror or error}") from None
+        return size
+
+
+class SecondaryDisks:
+    """Of a secondary. On the replication's thread, but for what says otherwise."""
+
+    def __init__(self, machine: Machine, session: ColoSession) -> None:
+        self._disks = [disk.image.replica for disk in written_disks(machine) if isinstance(disk.image, ReplicaOverlay)
+                       and disk.image.replica is not None]  # fmt: skip
+        self._session = session
+        self._socket: socket.socket | None = None
+        self._thread: threading.Thread | None = None
+        self._changed = threading.Condition()
+        self._stopping = False
+        self.problem: PyvmmError | None = None
+        """Why this replica is none any more."""
+
+    def __bool__(self) -> bool:
+        return bool(self._disks)
+
+    def check(self, sizes: Sequence[int]) -> None:
+        """ChannelError unless the primary's disks, of so many bytes, are like these."""
+        ours = tuple(disk.size for disk in self._disks)
+        if tuple(sizes) != ours:
+            raise ChannelError(f"the primary's disks have {_list(sizes)} bytes, those here {_list(ours)}")
+
+    def connect(self, sock: socket.socket, pair: str, term: int) -> None:
+        """The connection of the primary of ``pair``. HostError."""
+        sock.settimeout(None)
+        self._socket = sock
+        for disk in self._disks:
+            disk.begin(pair, term)
+        self._thread = threading.Thread(target=self._receive_all, name="colo-disks", daemon=True)
+        self._thread.start()
+
+    def wait_marked(self, epoch: int, seconds: float) -> None:
+        """Until all that was written before checkpoint ``epoch`` is durable. ChannelError, HostError, DeadlineError."""
+        if not self._disks:
+            return
+        with self._changed:
+            held = self._changed.wait_for(
+                lambda: self.problem is not None or all(disk.marked >= epoch for disk in self._disks), seconds
+            )
+        if self.problem is not None:
+            raise self.problem
+        if not held:
+            raise DeadlineError(f"what was written to disks before checkpoint {epoch} is not here after {seconds:g} s")
+
+    def commit(self, epoch: int) -> None:
+        """The replica, which stands still, has the disks of checkpoint ``epoch``. On the loop. HostError."""
+        for disk in self._disks:
+            disk.commit(epoch)
+
+    def take_over(self) -> None:
+        """The disks are the guest's, which stands still. On the loop. HostError."""
+        for disk in self._disks:
+            if self._session.mode == "hybrid":
+                disk.failover_hybrid(self._session.term)
+            else:
+                disk.failover_periodic(self._session.term)
+            disk.merge_behind()
+
+    def close(self) -> None:
+        """Nothing comes any more. Harmless twice."""
+        self._stopping = True
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+            if self._thread is not None:
+                self._thread.join(END_DEADLINE)
+            self._socket.close()
+
+    def _receive_all(self) -> None:
+        buffer = memoryview(bytearray(BATCH))
+        try:
+            while not self._stopping:
+                number, size = HEAD.unpack(self._read(buffer[: HEAD.size]))
+                if number >= len(self._disks) or size > BATCH:
+                    raise ChannelError(f"the primary sent {size} bytes for disk {number}")
+                if self._disks[number].receive(self._read(buffer[:size])):
+                    with self._changed:
+                        self._changed.notify_all()
+        except PyvmmError as error:
+            if self._stopping:
+                return
+            with self._changed:
+                # A line that ends is the primary's end, perhaps; a disk that fails is this replica's.
+                if not isinstance(error, _LineEnded):
+                    self.problem = error
+                self._changed.notify_all()
+            if isinstance(error, _LineEnded):
+                self._session.suspect(str(error))
+            else:
+                self._session.give_up()
+
+    def _read(self, into: memoryview) -> memoryview:
+        assert self._socket is not None
+        done = 0
+        try:
+            while done < len(into):
+                count = self._socket.recv_into(into[done:])
+                if not count:
+                    raise _LineEnded("the other side closed the disks' connection")
+                done += count
+        except OSError as error:
+            raise _LineEnded(f"the disks' connection broke: {error.strerror or error}") from None
+        return into
+
+
+class _LineEnded(ChannelError):
+    """Nothing more comes."""
+
+
+def _list(sizes: Sequence[int]) -> str:
+    return ", ".join(map(str, sizes)) or "no"
