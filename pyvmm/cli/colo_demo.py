@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pyvmm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pyvmm.demo.outcome import VmKind
+    from pyvmm.demo.outcome import Kill, VmKind
 
 NOTICED = 1
 
@@ -27,10 +27,13 @@ def add_parser(commands: Any) -> None:
     add = parser.add_argument
     add("--vm", choices=("linux", "bare"), help="the guest: Linux with a store behind HTTP (default, if a kernel is"
         " built), or a bare-metal UDP echo")  # fmt: skip
-    add("--kill", choices=("primary", "secondary", "link"), default="primary", help="what fails (default: primary)")
+    add("--kill", metavar="WHAT[,WHAT...]", default="primary",
+        help="what fails: primary (default), secondary or link, or several of them in turns")  # fmt: skip
+    add("--kills", metavar="N", type=int, help="how often (default: once each)")
     add("--mode", choices=("hybrid", "periodic"), default="hybrid", help="default: hybrid")
     add("--clients", metavar="N", type=int, default=4, help="how many talk to it (default 4)")
-    add("--seconds", metavar="S", type=float, default=20.0, help="how long they do (default 20)")
+    add("--seconds", metavar="S", type=float, default=10.0,
+        help="how long they do, round each failure (default 10)")  # fmt: skip
     # Not "report": that is a machine's, a file that says how it ended.
     add("--report", metavar="DIR", dest="report_folder", type=Path, help="for report.html and the machines' logs")
     parser.set_defaults(run=run)
@@ -42,6 +45,10 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--clients {args.clients}: has to be 1 to 256")
     if not 1 <= args.seconds <= 3600:
         raise ConfigError(f"--seconds {args.seconds:g}: has to be 1 to 3600")
+    kill = _kinds(args.kill)
+    kills = len(kill) if args.kills is None else args.kills
+    if not 1 <= kills <= 10_000:
+        raise ConfigError(f"--kills {kills}: has to be 1 to 10000")
     folder: Path | None = args.report_folder
     if folder is not None and folder.exists() and not folder.is_dir():
         raise ConfigError(f"--report {folder}: is a file; name a folder")
@@ -57,8 +64,8 @@ def run(args: argparse.Namespace) -> int:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, ended)
     options = DemoOptions(
-        vm=args.vm or _default_vm(), kill=args.kill, mode=args.mode, clients=args.clients, seconds=args.seconds,
-        report=folder,
+        vm=args.vm or _default_vm(), kill=kill, kills=kills, mode=args.mode, clients=args.clients,
+        seconds=args.seconds, report=folder,
     )  # fmt: skip
     outcome = run_demo(options, lambda line: print(line, flush=True))
     Console(highlight=False).print(outcome.table())
@@ -70,6 +77,14 @@ def run(args: argparse.Namespace) -> int:
 
         print(f"report: {write_report(outcome, folder)}")
     return 0 if outcome.ok else NOTICED
+
+
+def _kinds(text: str) -> tuple[Kill, ...]:
+    known: dict[str, Kill] = {"primary": "primary", "secondary": "secondary", "link": "link"}
+    for word in text.split(","):
+        if word not in known:
+            raise ConfigError(f"--kill {text}: write primary, secondary, link, or several of them with commas")
+    return tuple(known[word] for word in text.split(","))
 
 
 def _default_vm() -> VmKind:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections import Counter
@@ -23,13 +24,15 @@ Mode = Literal["hybrid", "periodic"]
 
 @dataclass(frozen=True, kw_only=True)
 class DemoOptions:
-    """What was asked for; ``seconds``: how long clients work, failures included."""
+    """What was asked for; ``seconds``: how long clients work for each failure, round it."""
 
     vm: VmKind = "bare"
-    kill: Kill = "primary"
+    kill: tuple[Kill, ...] = ("primary",)
+    """What fails, in turns."""
+    kills: int = 1
     mode: Mode = "hybrid"
     clients: int = 4
-    seconds: float = 20.0
+    seconds: float = 10.0
     report: Path | None = None
     heartbeat: int = 100
     """Milliseconds."""
@@ -46,6 +49,24 @@ class Mark:
 
 
 @dataclass
+class Failure:
+    """One of them. Times are time.monotonic()'s."""
+
+    kind: Kill
+    at: float
+    victim: str
+    survivor: str
+    alone: float
+    """When the survivor was seen to run alone."""
+    failover: float | None
+    """Milliseconds from the survivor's first suspicion to its guest running on."""
+    protected: float | None = None
+    """When it was protected again."""
+    gaps: list[float] = field(default_factory=list)
+    """Seconds, one for each client."""
+
+
+@dataclass
 class Outcome:
     """Filled as the run goes on. Times are time.monotonic()'s; ``began`` is that of the run."""
 
@@ -58,15 +79,7 @@ class Outcome:
     checkpoints: list[Checkpoint] = field(default_factory=list)
     held: list[Held] = field(default_factory=list)
     exchanges: list[Exchange] = field(default_factory=list)
-    gaps: list[float] = field(default_factory=list)
-    """Seconds, one for each client."""
-    killed: float = 0.0
-    victim: str = ""
-    survivor: str = ""
-    failover: float | None = None
-    """Milliseconds from the survivor's first suspicion to its guest running on."""
-    protected_again: float | None = None
-    """Seconds from the failure to protection by a new secondary."""
+    failures: list[Failure] = field(default_factory=list)
     differences: list[str] = field(default_factory=list)
     verdict: Verdict | None = None
 
@@ -81,28 +94,44 @@ class Outcome:
         verdict = self.verdict
         return (
             verdict is not None and verdict.ok and not verdict.connections_lost and not verdict.writes_lost
-            and self.protected_again is not None
+            and len(self.failures) == self.options.kills and all(one.protected is not None for one in self.failures)
         )  # fmt: skip
+
+    def is_protected(self, exchange: Exchange) -> bool | None:
+        """Whether a secondary was there all the time; ``None``: not always, and not never."""
+        for failure in self.failures:
+            if exchange.ended < failure.at:
+                return True
+            again = failure.protected or math.inf
+            if exchange.began < again:
+                return False if exchange.began > failure.alone and exchange.ended < again else None
+        return True
 
     def rows(self) -> list[tuple[str, str]]:
         """(what, how much) of the table, in its order."""
         verdict = self.verdict
         pauses = [one.pause for one in self.checkpoints]
-        again = self.killed + (self.protected_again or 0.0)
-        protected = [one for one in self.exchanges if one.ended < self.killed or one.began > again]
-        alone = [one for one in self.exchanges if self.killed < one.began and one.ended < again]
+        failures = self.failures
+        latency = {
+            state: [(one.ended - one.began) * 1000 for one in self.exchanges if self.is_protected(one) is state]
+            for state in (True, False)
+        }
+        again = [one.protected - one.at for one in failures if one.protected is not None]
+        kinds = Counter(one.kind for one in failures)
         reasons = Counter(one.reason for one in self.checkpoints).most_common(3)
         rows = [
             ("guest", self.title),
-            ("mode, failure", f"{self.options.mode}; {_FAILURES[self.options.kill]}"),
+            ("mode", self.options.mode),
+            ("failures", ", ".join(f"{count} {_FAILURES[kind]}" for kind, count in kinds.items()) or "-"),
             ("checkpoints", f"{len(pauses)}" + (f" ({', '.join(f'{n} {r}' for r, n in reasons)})" if reasons else "")),
             ("pause of the guest", _median_largest(pauses, "ms", 2)),
-            ("failover", _of(self.failover, "ms after the failure was noticed")),
-            ("gap that clients saw", _median_largest([gap * 1000 for gap in self.gaps], "ms", 0)),
-            ("protected again", _of(self.protected_again, "s after the failure")),
+            ("failover, once noticed", _median_largest(
+                [one.failover for one in failures if one.failover is not None], "ms", 1)),
+            ("gap that clients saw", _median_largest([gap * 1000 for one in failures for gap in one.gaps], "ms", 0)),
+            ("protected again after", _median_largest(again, "s", 1)),
             ("requests answered", f"{len(self.exchanges)} by {len({one.client for one in self.exchanges})} clients"),
-            ("latency, protected", _median_largest([_milliseconds(one) for one in protected], "ms", 1)),
-            ("latency, alone", _median_largest([_milliseconds(one) for one in alone], "ms", 1)),
+            ("latency, protected", _median_largest(latency[True], "ms", 1)),
+            ("latency, alone", _median_largest(latency[False], "ms", 1)),
         ]
         if verdict is not None:
             rows.append(("connections lost", str(verdict.connections_lost)))
@@ -126,21 +155,15 @@ class Outcome:
 
 
 _FAILURES = {
-    "primary": "the primary is killed (SIGKILL)",
-    "secondary": "the secondary is killed (SIGKILL)",
-    "link": "the replication link goes silent",
+    "primary": "x SIGKILL for the primary",
+    "secondary": "x SIGKILL for the secondary",
+    "link": "x replication link silent",
 }
-
-
-def _milliseconds(one: Exchange) -> float:
-    return (one.ended - one.began) * 1000
 
 
 def _median_largest(values: Sequence[float], unit: str, digits: int) -> str:
     if not values:
         return "-"
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f} {unit}"
     return f"median {statistics.median(values):.{digits}f} {unit}, largest {max(values):.{digits}f} {unit}"
-
-
-def _of(value: float | None, unit: str) -> str:
-    return "-" if value is None else f"{value:.1f} {unit}"

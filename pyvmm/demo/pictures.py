@@ -62,7 +62,7 @@ def _machines(outcome: Outcome, time_of: Scale, y: float) -> tuple[list[str], fl
         first, last = begin - outcome.began, end - outcome.began
         if last > time_of.low and first < time_of.high:
             x, until = time_of(first), time_of(last)
-            kind = "gone" if name == outcome.victim else "bar"
+            kind = "gone" if any(one.victim == name for one in outcome.failures) else "bar"
             parts.append(element("rect", x=x, y=y, width=max(2.0, until - x), height=LANE - 6, class_=kind, rx=3))
             parts.append(element("text", x=x + 6, y=y + 12, class_="bar-text", text=f"{name} on {host}"))
         y += LANE
@@ -91,7 +91,7 @@ def _held(outcome: Outcome, time_of: Scale, y: float) -> tuple[list[str], float]
     seen = sorted((one.at - outcome.began, one.frames) for one in outcome.held)
     frames = Scale(0, max([8, *(count for _, count in seen)]), foot, y)
     parts = [_title("frames of the primary that wait for the secondary's, or for a checkpoint", y)]
-    parts += vertical_axis(frames, LEFT, RIGHT, "")
+    parts += vertical_axis(frames, LEFT, RIGHT, "", about=3)
     inside = [(time_of(at), frames(count)) for at, count in seen if time_of.low <= at <= time_of.high]
     return [*parts, steps(inside, foot)], foot + GAP
 

@@ -8,6 +8,10 @@ from pathlib import Path
 from pyvmm.demo.outcome import Outcome
 from pyvmm.demo.pictures import ROUND_AFTER, ROUND_BEFORE, timeline, topology_picture
 
+SHOWN = 3
+"""Failures that are looked at closely."""
+BOOT_SHOWN = 1.5
+"""Seconds before the guest is protected first; before that it only boots."""
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2530; --paper: #ffffff; --soft: #6b7785; --line: #dfe4ea; --bar: #b8cfe8;
   --box: #f2f5f9; --bad: #c0392b; --good: #2e8b57; --guard: #2f6fbb; }
@@ -53,11 +57,12 @@ def page(outcome: Outcome) -> str:
         '<span class="good">no connection and no acknowledged write was lost</span>' if outcome.ok
         else '<span class="bad">it did not go as it should</span>'
     )  # fmt: skip
+    begin = min((one.at for one in outcome.marks if one.kind == "protected"), default=outcome.began) - outcome.began
     sections = [
         f"<h1>pyvmm colo demo</h1><p class=\"verdict\">{verdict}</p>",
         _table(outcome),
-        "<h2>What happened</h2>", timeline(outcome, 0.0, whole),
-        *_round_the_failure(outcome, whole),
+        "<h2>What happened</h2>", timeline(outcome, max(0.0, begin - BOOT_SHOWN), whole),
+        *_round_failures(outcome, whole),
         "<h2>Who is connected to whom</h2>", topology_picture(outcome),
         _list("Answers that were not alike, and led to a checkpoint", outcome.differences[-20:]),
         _list("Problems", outcome.verdict.problems[:50] if outcome.verdict is not None else []),
@@ -69,12 +74,14 @@ def page(outcome: Outcome) -> str:
     )
 
 
-def _round_the_failure(outcome: Outcome, whole: float) -> list[str]:
-    if not outcome.killed:
-        return []
-    failure = outcome.killed - outcome.began
-    picture = timeline(outcome, max(0.0, failure - ROUND_BEFORE), min(whole, failure + ROUND_AFTER))
-    return ["<h2>Round the failure</h2>", picture]
+def _round_failures(outcome: Outcome, whole: float) -> list[str]:
+    parts = []
+    for one in outcome.failures[:SHOWN]:
+        at = one.at - outcome.began
+        title = f"Round the failure of {one.victim}, {at:.1f} s"
+        picture = timeline(outcome, max(0.0, at - ROUND_BEFORE), min(whole, at + ROUND_AFTER))
+        parts += [f"<h2>{escape(title)}</h2>", picture]
+    return parts
 
 
 def _table(outcome: Outcome) -> str:

@@ -6,7 +6,7 @@
     -> clients work -> one dies -> the other goes on alone -> carol protects it -> clients work -> their histories
 
 ``alice`` begins as the primary on host "primary", ``bob`` as the secondary on host "secondary", ``carol`` takes the
-place of whichever was lost.
+place of whichever was lost; and so on, if there are more failures.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pyvmm.demo.machines import ALONE_DEADLINE, QUIT_DEADLINE, Vm, run_folder
-from pyvmm.demo.outcome import DemoOptions, Outcome, VmKind
+from pyvmm.demo.machines import ALONE_DEADLINE, LOOK, QUIT_DEADLINE, Vm, run_folder
+from pyvmm.demo.outcome import DemoOptions, Failure, Kill, Outcome, VmKind
 from pyvmm.demo.topology import Host, Topology
 from pyvmm.demo.watch import Watch
 from pyvmm.demo.workload import Workload, gaps
-from pyvmm.errors import ConfigError, HostError
+from pyvmm.errors import HostError
 
+NAMES = ("alice", "bob", "carol", "dave", "erin", "frank", "grace", "heidi")
 READY_DEADLINE = 240.0
 """Linux boots in half a minute where its kernel is emulated, and other machines want the CPU, too."""
 PROTECT_DEADLINE = 120.0
 BEFORE, ALONE = 0.4, 0.2
-"""Shares of the clients' time: before the failure; and with the survivor alone. The rest is for the next pair."""
+"""Shares of the clients' time for a failure: before it; and with the survivor alone. The rest is the next pair's."""
 IMPATIENT = 0.5
 """Seconds for answers that nobody wants any more: the run has ended otherwise."""
 AFTERMATH = 1.0
@@ -83,41 +84,42 @@ class _Story:
         options, outcome, topology = self._options, self._outcome, self._topology
         self._say("network namespaces: client, primary, secondary, and a switch between them")
         self._make_credentials()
-        bob = self._start("bob", topology.secondary, secondary=True)
-        alice = self._start("alice", topology.primary, secondary=False)
+        secondary = self._start("bob", topology.secondary, secondary=True)
+        primary = self._start("alice", topology.primary, secondary=False)
         self._say(f"alice boots {outcome.title}; bob waits for her guest")
         self._workload.wait_ready(READY_DEADLINE)
         self._say("alice's guest answers its clients")
-        self._protect(alice, bob)
+        self._protect(primary, secondary)
         self._say(f"{options.clients} clients work", mark="clients begin")
         self._workload.start(options.clients)
-        time.sleep(options.seconds * BEFORE)
-        survivor, victim = self._fail(alice, bob)
-        alone = time.monotonic()
-        failover = survivor.ask("query-colo-stats", oob=True).get("last-failover")
-        outcome.survivor, outcome.victim, outcome.failover = survivor.name, victim.name, failover
-        self._ended(victim)
-        self._say(f"{survivor.name} goes on alone, {(alone - outcome.killed) * 1000:.0f} ms after it", "rescue")
-        time.sleep(options.seconds * ALONE)
-        victim.close()
-        topology.mend_link()
-        carol = self._start("carol", victim.host, secondary=True)
-        self._protect(survivor, carol)
-        outcome.protected_again = time.monotonic() - outcome.killed
+        for number in range(options.kills):
+            time.sleep(options.seconds * BEFORE)
+            failure, survivor, victim = self._fail(options.kill[number % len(options.kill)], primary, secondary)
+            time.sleep(options.seconds * ALONE)
+            victim.close()
+            topology.mend_link()
+            primary, secondary = survivor, self._start(_name(number + 2), victim.host, secondary=True)
+            self._protect(primary, secondary)
+            failure.protected = time.monotonic()
         time.sleep(options.seconds * (1 - BEFORE - ALONE))
         self._workload.stop()
         self._say("the clients have stopped", mark="clients end")
         self._watch.stop()
-        outcome.verdict = self._workload.verdict()
-        outcome.exchanges = self._workload.exchanges()
-        outcome.gaps = gaps(outcome.exchanges, outcome.killed, alone + AFTERMATH)
-        outcome.checkpoints, outcome.held = self._watch.checkpoints, self._watch.held
-        for _, differences in sorted(self._watch.differences.items()):
-            outcome.differences += differences
-        for vm in (survivor, carol):  # the primary first: its guest is over, and the other one hears of that
+        self._count()
+        for vm in (primary, secondary):  # in this order: the guest is over, and the secondary hears of that
             vm.quit()
             self._ended(vm)
         return outcome
+
+    def _count(self) -> None:
+        outcome, watch = self._outcome, self._watch
+        outcome.verdict = self._workload.verdict()
+        outcome.exchanges = self._workload.exchanges()
+        outcome.checkpoints, outcome.held = watch.checkpoints, watch.held
+        for failure in outcome.failures:
+            failure.gaps = gaps(outcome.exchanges, failure.at, failure.alone + AFTERMATH)
+        for _, differences in sorted(watch.differences.items()):
+            outcome.differences += differences
 
     def stop(self) -> None:
         """Whatever has happened: no thread is left."""
@@ -178,28 +180,38 @@ class _Story:
         took = time.monotonic() - began
         self._say(f"{secondary.name} protects {primary.name}'s guest: {took:.2f} s", "protected")
 
-    def _fail(self, alice: Vm, bob: Vm) -> tuple[Vm, Vm]:
-        """(who goes on, who does not)."""
-        kill, outcome = self._options.kill, self._outcome
-        if kill == "link":
-            outcome.killed = time.monotonic()
+    def _fail(self, kind: Kill, primary: Vm, secondary: Vm) -> tuple[Failure, Vm, Vm]:
+        """(what came of it, who goes on, who does not)."""
+        if kind == "link":
+            at = time.monotonic()
             self._topology.cut_link()
             self._say("the replication link is silent; nobody is told", "death")
-            return self._winner(alice, bob)
-        victim, survivor = (alice, bob) if kill == "primary" else (bob, alice)
-        outcome.killed = victim.kill()
-        self._say(f"SIGKILL for {victim.name}, the {kill}", "death")
-        survivor.wait_for(survivor.is_alone, "taking over", ALONE_DEADLINE)
-        return survivor, victim
+            survivor, victim = self._winner(primary, secondary)
+        else:
+            victim, survivor = (primary, secondary) if kind == "primary" else (secondary, primary)
+            at = victim.kill()
+            self._say(f"SIGKILL for {victim.name}, the {kind}", "death")
+            survivor.wait_for(survivor.is_alone, "taking over", ALONE_DEADLINE)
+        alone = time.monotonic()
+        self._say(f"{survivor.name} goes on alone, {(alone - at) * 1000:.0f} ms after it", "rescue")
+        self._ended(victim)
+        last = survivor.ask("query-colo-stats", oob=True).get("last-failover")
+        failure = Failure(kind, at, victim.name, survivor.name, alone, last)
+        self._outcome.failures.append(failure)
+        return failure, survivor, victim
 
-    def _winner(self, alice: Vm, bob: Vm) -> tuple[Vm, Vm]:
-        """Whom the arbiter gave the guest to. The loser stops by itself, or two would answer the clients."""
+    def _winner(self, *pair: Vm) -> tuple[Vm, Vm]:
+        """Whom the arbiter gave the guest to. The loser ends by itself, or two would answer the clients."""
         until = time.monotonic() + ALONE_DEADLINE
         while time.monotonic() < until:
-            for survivor, loser in ((alice, bob), (bob, alice)):
+            for survivor, loser in (pair, pair[::-1]):
                 if survivor.process.poll() is None and survivor.is_alone():
                     loser.process.wait(QUIT_DEADLINE)
                     self._say(f"{loser.name} has lost at the arbiter, and ended with status {loser.process.returncode}")
                     return survivor, loser
-            time.sleep(0.01)
-        raise ConfigError("neither side has taken the guest, each has ended or waits")
+            time.sleep(LOOK)
+        raise HostError("neither side has taken the guest")
+
+
+def _name(number: int) -> str:
+    return NAMES[number] if number < len(NAMES) else f"machine{number}"

@@ -38,12 +38,12 @@ class Scale:
             low, high, value = math.log10(low), math.log10(high), math.log10(value)
         return self.start + (value - low) / (high - low) * (self.end - self.start)
 
-    def ticks(self) -> list[float]:
-        """Round values: 1, 2 or 5 times a power of ten, about eight of them; for a logarithm the powers."""
+    def ticks(self, about: int = 8) -> list[float]:
+        """Round values: 1, 2 or 5 times a power of ten, ``about`` as many; for a logarithm the powers."""
         if self.logarithmic:
             first, last = math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9)
             return [10.0**power for power in range(first, last + 1)]
-        rough = (self.high - self.low) / 8
+        rough = (self.high - self.low) / about
         power = 10.0 ** math.floor(math.log10(rough))
         step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
         count = math.floor(self.high / step + 1e-9) - math.ceil(self.low / step - 1e-9)
@@ -56,10 +56,10 @@ def decade_scale(values: Iterable[float], start: float, end: float, least: float
     return Scale(least, 10.0 ** math.ceil(math.log10(highest) - 1e-9), start, end, logarithmic=True)
 
 
-def vertical_axis(scale: Scale, left: float, right: float, unit: str) -> list[str]:
+def vertical_axis(scale: Scale, left: float, right: float, unit: str, about: int = 8) -> list[str]:
     """Lines across, with what they mean."""
     parts = []
-    for tick in scale.ticks():
+    for tick in scale.ticks(about):
         y = scale(tick)
         parts.append(element("line", x1=left, y1=y, x2=right, y2=y, class_="grid"))
         parts.append(element("text", x=left - 6, y=y + 4, class_="tick right", text=f"{tick:g} {unit}".strip()))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.demo.outcome import DemoOptions, Mark, Outcome
+from pyvmm.demo.outcome import DemoOptions, Failure, Mark, Outcome
 from pyvmm.demo.report import write_report
 from pyvmm.demo.watch import Checkpoint, Held
 from pyvmm.demo.workload import Exchange, Verdict
@@ -43,7 +43,8 @@ def look(browser: str, page: Path, *options: str) -> tuple[str, list[str]]:
 
 def outcome() -> Outcome:
     """One that went as it should, with all there can be in it."""
-    made = Outcome(DemoOptions(clients=CLIENTS), "a guest", 1000.0, killed=1005.0, victim="alice", survivor="bob")
+    made = Outcome(DemoOptions(clients=CLIENTS), "a guest", 1000.0)
+    made.failures = [Failure("primary", 1005.0, "alice", "bob", 1005.05, 12.5, 1007.0, [0.1, 0.2, 0.3])]
     made.marks = [Mark(1001.0, "protected", "protected"), Mark(1005.0, HOSTILE, "death"), Mark(1005.05, "on", "rescue")]
     made.machines = [("alice", "primary", 1000.0, 1005.0), ("bob", "secondary", 1000.5, 1010.0)]
     made.checkpoints = [
@@ -53,7 +54,6 @@ def outcome() -> Outcome:
     made.exchanges = [
         Exchange(client, i, at := 1001 + i / 50, at + 0.001 * client) for client in (1, 2, 3) for i in range(400)
     ]
-    made.gaps, made.failover, made.protected_again = [0.1, 0.2, 0.3], 12.5, 2.0
     made.differences = [f"tcp, at 12: {HOSTILE}"]
     made.verdict = Verdict(ok=True, text="linearizable", writes_lost=0, problems=[HOSTILE])
     return made
