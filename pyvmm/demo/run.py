@@ -23,7 +23,7 @@ from pyvmm.demo.outcome import DemoOptions, Failure, Kill, Outcome, VmKind
 from pyvmm.demo.topology import Host, Topology
 from pyvmm.demo.watch import Watch
 from pyvmm.demo.workload import Workload, gaps
-from pyvmm.errors import HostError
+from pyvmm.errors import DeadlineError, HostError
 
 NAMES = ("alice", "bob", "carol", "dave", "erin", "frank", "grace", "heidi")
 READY_DEADLINE = 240.0
@@ -31,6 +31,7 @@ READY_DEADLINE = 240.0
 PROTECT_DEADLINE = 120.0
 BEFORE, ALONE = 0.4, 0.2
 """Shares of the clients' time for a failure: before it; and with the survivor alone. The rest is the next pair's."""
+WARM_UP_DEADLINE = 60.0
 IMPATIENT = 0.5
 """Seconds for answers that nobody wants any more: the run has ended otherwise."""
 AFTERMATH = 1.0
@@ -92,6 +93,7 @@ class _Story:
         self._protect(primary, secondary)
         self._say(f"{options.clients} clients work", mark="clients begin")
         self._workload.start(options.clients)
+        self._warm_up()
         for number in range(options.kills):
             time.sleep(options.seconds * BEFORE)
             failure, survivor, victim = self._fail(options.kill[number % len(options.kill)], primary, secondary)
@@ -110,6 +112,14 @@ class _Story:
             vm.quit()
             self._ended(vm)
         return outcome
+
+    def _warm_up(self) -> None:
+        """Until each client has had an answer: a failure is to be seen by all of them."""
+        until = time.monotonic() + WARM_UP_DEADLINE
+        while len({one.client for one in self._workload.exchanges()}) < self._options.clients:
+            if time.monotonic() > until:
+                raise DeadlineError(f"not every client had an answer within {WARM_UP_DEADLINE:g} s")
+            time.sleep(LOOK)
 
     def _count(self) -> None:
         outcome, watch = self._outcome, self._watch
