@@ -35,6 +35,7 @@ TOO_LONG = {
     "linux/test_disk.py::test_a_flush_that_failed_on_the_host_fails_fsync_in_the_guest_and_so_does_the_next_one":
         "one more boot of Linux",
     "linux/test_protected_linux.py": "two more boots of Linux",
+    "linux/test_store.py": "touches no KVM",
     "linux/test_protected_service.py": "one more boot of Linux",
     "kvm/test_hung_disk.py": A_PROCESS_EACH,
     "kvm/test_sandbox.py": A_PROCESS_EACH,

@@ -54,29 +54,31 @@ def test_another_busybox_is_refused_with_the_remedy(
     assert "busybox-static" in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_init_is_one_small_static_program() -> None:
-    init = rootfs.compile_init()
+@pytest.mark.parametrize(("source", "most"), [("init.c", 8192), ("store.c", 12288)])
+def test_a_program_is_small_and_static(source: str, most: int) -> None:
+    init = rootfs.compile_program(source)
     assert init[:6] == b"\x7fELF\x02\x01"
     start, size, count = *struct.unpack_from("<32xQ", init), *struct.unpack_from("<54xHH", init)
     kinds = [struct.unpack_from("<I", init, start + i * size)[0] for i in range(count)]
     assert 3 not in kinds and 2 not in kinds, "PT_INTERP or PT_DYNAMIC: it would need a linker in the guest"
-    assert len(init) < 8192, "every page of it is copied by the guest at boot"
-    assert rootfs.compile_init() == init
+    assert len(init) < most, "every page of it is copied by the guest at boot"
+    assert rootfs.compile_program(source) == init
 
 
 def test_a_compiler_error_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", "no-such-compiler")
     with pytest.raises(rootfs.BuildError, match="no-such-compiler is missing: install"):
-        rootfs.compile_init()
+        rootfs.compile_program("init.c")
     monkeypatch.delenv("CC")
     monkeypatch.setattr(rootfs, "CFLAGS", [*rootfs.CFLAGS, "-DP=("])
     with pytest.raises(rootfs.BuildError, match=r"(?s)could not build init\.c:.*error"):
-        rootfs.compile_init()
+        rootfs.compile_program("init.c")
 
 
 def test_members() -> None:
-    members: dict[str, Any] = {m.name: m for m in rootfs.members(b"busybox", b"init")}
+    members: dict[str, Any] = {m.name: m for m in rootfs.members(b"busybox", b"init", b"store")}
     assert members["init"].content == b"init" and members["init"].mode & 0o111
+    assert members["bin/store"].content == b"store" and members["bin/store"].mode & 0o111
     assert members["bin/busybox"].content == b"busybox" and members["bin/busybox"].mode & 0o111
     assert members["bin/sh"].content == b"busybox"
     # The kernel opens /dev/console for init, and init mounts onto these.
@@ -86,7 +88,7 @@ def test_members() -> None:
 
 
 def test_the_disk_holds_the_same_tree(tmp_path: Path) -> None:
-    tree = rootfs.members(b"busybox" * 1000, b"init")
+    tree = rootfs.members(b"busybox" * 1000, b"init", b"store")
     image = rootfs.make_erofs(tree)
     # Linux's fs/erofs/erofs_fs.h: the superblock is at 1024 and begins with this magic.
     assert image[1024:1028] == (0xE0F5E1E2).to_bytes(4, "little") and b"busybox" * 100 in image
