@@ -224,6 +224,11 @@ static void gather(uint8_t *into, struct pv_transfer *t, uint64_t n)
 	while (n) {
 		const struct iovec *segment = &t->segments[t->at];
 		uint64_t part = segment->iov_len - t->within;
+		if (!part) { /* a driver's empty descriptor */
+			t->at++;
+			t->within = 0;
+			continue;
+		}
 		if (part > n)
 			part = n;
 		memcpy(into, (const uint8_t *)segment->iov_base + t->within, part);
