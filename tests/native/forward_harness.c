@@ -17,7 +17,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define SIZE (256u << 10)
+#define SIZE (64u << 10)
 #define LIMIT (192u << 10)
 #define WRITERS 3
 #define PIECE (16u << 10)

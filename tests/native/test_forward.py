@@ -29,7 +29,7 @@ def test_the_records_make_the_same_disk(tmp_path: Path, sanitizer: str) -> None:
 @pytest.mark.parametrize(
     ("step", "instead"),
     [
-        (LOCKED + WRITES, WRITES + LOCKED),  # two writes of one place, in one order there and another here
+        (LOCKED + WRITES, WRITES + "		extern int usleep(unsigned);\n		usleep(20);\n" + LOCKED),  # two writes of one place, in one order there and another here
         ("	if (!result)\n		result = pv_image_read(image, &t, true);\n", "	(void)t;\n"),
         ("		append(f, r, PV_FORWARD_WRITE, offset, n);\n			r = NULL;\n", "r = NULL;\n"),
     ],
@@ -40,4 +40,5 @@ def test_a_missing_step_is_found(tmp_path: Path, step: str, instead: str) -> Non
     assert step in source
     (tmp_path / "block_forward.c").write_text(source.replace(step, instead))
     program = harness(tmp_path, tmp_path / "block_forward.c")
-    assert any(attempt(program, str(seed), "800").returncode for seed in range(1, 4))
+    # Short ones: what is written later covers what went wrong.
+    assert any(attempt(program, str(seed), "5").returncode for seed in range(1, 200))
