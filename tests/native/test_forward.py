@@ -29,7 +29,8 @@ def test_the_records_make_the_same_disk(tmp_path: Path, sanitizer: str) -> None:
 @pytest.mark.parametrize(
     ("step", "instead"),
     [
-        (LOCKED + WRITES, WRITES + "		extern int usleep(unsigned);\n		usleep(20);\n" + LOCKED),  # two writes of one place, in one order there and another here
+        # Two writes of one place, in one order there and another here.
+        (LOCKED + WRITES, WRITES + "		extern int usleep(unsigned);\n		usleep(20);\n" + LOCKED),
         ("	if (!result)\n		result = pv_image_read(image, &t, true);\n", "	(void)t;\n"),
         ("		append(f, r, PV_FORWARD_WRITE, offset, n);\n			r = NULL;\n", "r = NULL;\n"),
     ],
