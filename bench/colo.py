@@ -1,35 +1,29 @@
 """COLO of the same bare-metal dirtier under pyvmm and under QEMU's microvm, both sides on this machine, taking turns.
 
-For each number of pages that the guest writes each 100 ms, a checkpoint each 500 ms:
+For each number of pages that the guest writes each 100 ms, a checkpoint each 500 ms, hybrid:
 
 - ``pause``: for how long the primary's guest stands still for one, from its STOP event to its RESUME event.
-- ``received``: from checkpoint-request to vmstate-received, at the primary: QEMU's by its trace, pyvmm's by
-  query-colo-stats.
-- ``told``: from x-colo-lost-heartbeat at the secondary to its COLO_EXIT event, which comes when the guest runs.
-- ``memcpy``: one copy of those pages, out of caches, in this process, for the target of the pause.
+- ``received``: from checkpoint-request to vmstate-received, both by the primary's trace; not the first one.
+- ``told``: from x-colo-lost-heartbeat at the secondary until the guest runs there and COLO is over.
+- ``cpu``: CPU time of both processes for one checkpoint, beyond what the guest takes by itself.
+- ``resident``: the secondary's memory at most, with all of its VMM; ``guest``: of this, guest memory and its copies.
+- ``rounds``: of the guest, a second; ten if it comes to all that it is to do.
+- ``memcpy``: one copy of those pages in this process, as cold as a checkpoint finds them; the pause is held to it.
 
-Of pyvmm alone, because QEMU has nobody who would notice, or the guest has no figure for it:
+And of pyvmm alone, QEMU having nobody who would notice: ``killed``, from SIGKILL of the primary until the guest runs in
+the secondary, by mode and arbiter; ``silent``, the same from SIGSTOP, when connections stay open; with the usual
+heartbeat, and counted with them the ``alarms`` that nobody gave. ``work``: a guest that works half of the time and
+writes 1,000 pages a second, against itself unprotected.
 
-- ``killed``, ``silent``: from SIGKILL, or SIGSTOP, of the primary to the secondary's COLO_EXIT, the arbiter (a file;
-  for ``killed_etcd`` etcd) asked and the guest running.
-- ``resident``: all of the secondary's process (PSS), against 1.1 times the guest's memory plus what its replica wrote
-  since the checkpoint plus one incoming checkpoint.
-- ``throughput``: rounds of a guest that writes 1,000 pages a second and computes for half of the time, against the same
-  unprotected.
-- ``cpu``: what both processes need for one checkpoint, beyond what the guest takes in either.
-
-``python bench/colo.py --table`` prints the README's tables instead of JSON.
+Takes about eight minutes. ``--table`` prints the README's table of what was measured, or of a FILE with an earlier
+document.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
-import mmap
-import os
 import shutil
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -38,351 +32,203 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import migration
 import msgspec
-import psutil
-from figures import document, figure, main, verdict
-from migration import Monitor, wait_for
+from figures import document, figure, main, paired_ratio, verdict
+from protection.etcd import etcd_server
+from protection.pair import MEMORY, Vmms
+from protection.table import table
+from protection.watched import (
+    DELAY,
+    Checkpoints,
+    Death,
+    calibrated,
+    checkpoints,
+    death,
+    memcpy,
+    protected,
+    unprotected,
+)
+from vmms import end_on_signals
 
 from pyvmm.errors import HostError
 
 PAGES = (100, 1000, 4000, 16000)
-MEMORY = 128
-DELAY = 500
-WATCHED = 4.0
-"""Seconds that checkpoints are watched."""
-ENTER = 15.0
-"""Seconds to enter COLO; who has not by then never does."""
-ROUNDS = 4
+ROUNDS = 3
 DEATHS = 5
-WORK = 150_000
-"""Thousands of turns of an empty loop in 100 ms: about half of a CPU."""
-PATIENT = ("--heartbeat", "250", "--heartbeat-loss", "12")
-"""A machine that is busy with four processes of both VMMs is no reason for a failover here; a death is seen at once."""
+ALL_OF_IT = 29_000
+"""Pages: nearly all of the guest's memory, for what a secondary takes at most."""
 PAUSE_TARGET = {1000: 5.0, 4000: 10.0, 16000: 40.0}
+DEATH_CASES: tuple[tuple[Death, str, str, float], ...] = (
+    ("killed", "hybrid", "file", 50.0), ("killed", "hybrid", "etcd", 50.0), ("killed", "periodic", "file", 50.0),
+    ("killed", "periodic", "etcd", 50.0), ("silent", "hybrid", "file", 350.0), ("silent", "periodic", "file", 350.0),
+)  # fmt: skip
+WORK_CASES = (("hybrid", 500, 0.95), ("periodic", 100, 0.85))
 
 
-class Watched(Monitor):
-    """A monitor whose every event is kept, with its time in milliseconds."""
-
-    def __init__(self, path: str, process: Any) -> None:
-        self.seen: list[tuple[str, float]] = []
-        self.pid: int = process.pid
-        super().__init__(path, process)
-
-    def _read(self, what: str) -> Any:
-        message = super()._read(what)
-        if "event" in message:
-            self.seen.append((message["event"], self._events[message["event"]]))
-        return message
-
-    def pauses(self) -> list[float]:
-        """From each STOP to the RESUME behind it."""
-        return [
-            after[1] - before[1] for before, after in zip(self.seen, self.seen[1:], strict=False)
-            if (before[0], after[0]) == ("STOP", "RESUME")
-        ]  # fmt: skip
+def at_least(value: float, target: float) -> dict[str, Any]:
+    """A figure held to a target that is a minimum."""
+    return {"value": value, "target_at_least": target, "met": value >= target}
 
 
-class How(msgspec.Struct, frozen=True):
-    """How pyvmm's sides are to be started."""
-
-    mode: str = "hybrid"
-    delay: int = DELAY
-    arbiter: str = ""
-    """Empty: a file."""
-    patient: bool = True
-    alone: bool = False
+def resident_bound(pages: int, largest: float) -> float:
+    """MiB that a secondary may take: 1.1 times the guest's memory, what it dirtied, and one incoming checkpoint."""
+    return 1.1 * MEMORY + pages / 256 + largest
 
 
-_how = [How()]
+def of_checkpoints(pages: int, rounds: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Figures and targets of one size; who begins changes each round."""
+    ours: list[Checkpoints] = []
+    theirs: list[Checkpoints | None] = []
+    copies: list[float] = []
+    for turn in range(rounds):
+        order: tuple[Vmms, ...] = ("pyvmm", "qemu") if turn % 2 == 0 else ("qemu", "pyvmm")
+        for vmm in order:
+            say(f"{pages} pages, round {turn + 1}: {vmm}")
+            one = checkpoints(vmm, pages)
+            if vmm == "qemu":
+                theirs.append(one)
+            else:
+                assert one is not None
+                ours.append(one)
+        copies.append(memcpy(pages))
+    entered = [one for one in theirs if one is not None]
+
+    def both(name: str, unit: str = "ms") -> dict[str, Any]:
+        def pooled(of: list[Checkpoints]) -> list[float]:
+            values = [getattr(one, name) for one in of]
+            return [value for some in values for value in some] if isinstance(values[0], list) else values
+
+        other: Any = figure(pooled(entered), unit) if entered else "never enters COLO"
+        return {"pyvmm": figure(pooled(ours), unit), "qemu": other}
+
+    found: dict[str, Any] = {"pause": both("pauses")} | {name: both(name) for name in ("received", "told", "cpu")}
+    found |= {name: both(name, "MiB") for name in ("resident", "guest")}
+    found["rounds"] = both("rounds", "a second")
+    found |= {"memcpy": figure(copies, "ms", 3), "qemu_entered": f"{len(entered)} of {rounds}"}
+    copied, largest = median(copies), max(one.largest for one in ours)
+    allowed = min(PAUSE_TARGET.get(pages, 1e9), 2.5 * copied + 2)
+    targets = {
+        f"pause_{pages}": verdict(found["pause"]["pyvmm"].median, round(allowed, 2)),
+        f"told_{pages}": verdict(found["told"]["pyvmm"].median, 10.0),
+        f"resident_{pages}": verdict(found["resident"]["pyvmm"].most, round(resident_bound(pages, largest), 1)),
+    }
+    if entered:
+        targets[f"received_{pages}"] = verdict(found["received"]["pyvmm"].median, found["received"]["qemu"].median)
+    return {f"{name}_{pages}": value for name, value in found.items()}, targets
 
 
-def command(vmm: str, folder: str, side: str, words: str) -> list[str]:
-    """The command line of one side; the destination is the secondary."""
-    made = _plain_command(vmm, folder, side, words)
-    how = _how[-1]
-    if vmm == "qemu":
-        return [*made, "-trace", "colo_send_message", "-trace", "colo_receive_message", "-msg", "timestamp=on"]
-    if how.alone:
-        return made
-    role = "secondary" if side == "to" else "primary"
-    return [*made, "--colo", role, "--arbiter", how.arbiter or f"file:{folder}/arbiter", "--colo-mode", how.mode,
-            "--checkpoint-delay", str(how.delay), *(PATIENT if how.patient else ())]  # fmt: skip
+def of_all_memory() -> tuple[dict[str, Any], dict[str, Any]]:
+    """A guest that has touched nearly all of its memory, and writes it again and again."""
+    say("nearly all memory")
+    one = checkpoints("pyvmm", ALL_OF_IT, period=1000)
+    assert one is not None
+    bound = round(resident_bound(ALL_OF_IT, one.largest), 1)
+    return {"resident_all": figure([one.resident], "MiB", 1), "guest_all": figure([one.guest], "MiB", 1)}, {
+        "resident_all": verdict(round(one.resident, 1), bound)
+    }
 
 
-_plain_command = migration.command
-migration.command = command
-migration.Monitor = Watched  # type: ignore[misc]
-migration.MEMORY = MEMORY
+def of_deaths(count: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The primary's."""
+    found: dict[str, Any] = {}
+    targets: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="pyvmm-bench-") as folder, etcd_server(Path(folder)) as etcd:
+        seen: dict[str, list[tuple[float, int]]] = {}
+        for turn in range(count):
+            for how, mode, arbiter, _ in DEATH_CASES:
+                key = f"{how}_{mode}_{arbiter}"
+                say(f"{key}, round {turn + 1}")
+                seen.setdefault(key, []).append(death(how, mode, etcd if arbiter == "etcd" else None))
+    for how, mode, arbiter, target in DEATH_CASES:
+        key = f"{how}_{mode}_{arbiter}"
+        times = figure([took for took, _ in seen[key]], "ms")
+        found[key] = {"pyvmm": times, "alarms": sum(alarms for _, alarms in seen[key])}
+        targets[key] = verdict(times.median, target)
+    return found, targets
 
 
-@contextlib.contextmanager
-def pair(vmm: str, pages: int, how: How | None = None, work: int = 0) -> Iterator[tuple[Path, Any, Any] | None]:
-    """(folder, primary, secondary) that make checkpoints; ``None`` if they never come to it."""
-    words = f"pages={pages} period=100 rounds=0" + (f" work={work}" if work else "")
-    _how.append(how or How())
-    with (
-        contextlib.ExitStack() as undo,
-        tempfile.TemporaryDirectory(prefix="pyvmm-bench-") as folder,
-        migration.process(vmm, folder, "to", words) as secondary,
-        migration.process(vmm, folder, "from", words) as primary,
-    ):
-        undo.callback(_how.pop)
-        wait_for(Path(folder, "from.log"), b"round 3:")
-        for side in (primary, secondary) if vmm == "qemu" else (primary,):
-            side.execute("migrate-set-capabilities", capabilities=[{"capability": "x-colo", "state": True}])
-        if vmm == "qemu":
-            primary.execute("migrate-set-parameters", **{"max-bandwidth": 1 << 40, "x-checkpoint-delay": DELAY})
-        primary.execute("migrate", uri=f"unix:{folder}/m")
-        deadline = time.monotonic() + ENTER
-        while primary.execute("query-migrate").get("status") != "colo":
-            if time.monotonic() > deadline:
-                yield None
-                return
-            time.sleep(0.02)
-        time.sleep(2 * DELAY / 1000)
-        yield Path(folder), primary, secondary
+def of_work(rounds: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A guest that works half of the time."""
+    turns = calibrated()
+    alone, pairs = [], {mode: [] for mode, _, _ in WORK_CASES}  # type: ignore[var-annotated]
+    for turn in range(rounds):
+        say(f"work, round {turn + 1}")
+        alone.append(unprotected(turns))
+        for mode, delay, _ in WORK_CASES:
+            pairs[mode].append(protected(turns, mode, delay))
+    found: dict[str, Any] = {"work_unprotected": {
+        "rounds": figure([rate.rounds for rate in alone], "a second"), "work": figure([r.work for r in alone], "ms"),
+    }}  # fmt: skip
+    targets: dict[str, Any] = {}
+    for mode, delay, target in WORK_CASES:
+        of = pairs[mode]
+        throughput = paired_ratio([rate.rounds for rate in of], [rate.rounds for rate in alone])
+        # The guest rests half of the time and can make up for what it lost: so its speed while it works, too.
+        speed = paired_ratio([rate.work for rate in alone], [rate.work for rate in of])
+        found[f"work_{mode}"] = {"delay": delay, "throughput": throughput, "speed": speed}
+        targets[f"work_{mode}"] = at_least(throughput.median, target)
+    return found, targets
 
 
-def watch(vmm: str, pages: int) -> dict[str, float] | None:
-    """Milliseconds of one pair, ended by telling its secondary."""
-    with pair(vmm, pages) as made:
-        if made is None:
-            return None
-        folder, primary, secondary = made
-        primary.seen.clear()
-        time.sleep(WATCHED)
-        primary.execute("query-status")
-        pauses = primary.pauses()
-        received = _received(vmm, folder, primary)
-        told = time.time() * 1000
-        secondary.execute("x-colo-lost-heartbeat")
-        return {"pause": median(pauses), "received": received, "told": secondary.event("COLO_EXIT") - told}
-
-
-def _received(vmm: str, folder: Path, primary: Any) -> float:
-    if vmm == "pyvmm":
-        return float(primary.execute("query-colo-stats")["received"]["median"])
-    times, requested = [], None
-    for line in (folder / "from.err").read_text().splitlines():
-        stamp, _, rest = line.partition(":colo_")  # PID@SECONDS:colo_send_message Send '...' message
-        if "'checkpoint-request'" in rest:
-            requested = float(stamp.partition("@")[2]) * 1000
-        elif "'vmstate-received'" in rest and requested is not None:
-            times.append(float(stamp.partition("@")[2]) * 1000 - requested)
-    return median(times)
-
-
-@contextlib.contextmanager
-def protected(pages: int, how: How, work: int = 0) -> Iterator[tuple[Path, Any, Any]]:
-    """pyvmm's pair; HostError if it never becomes one."""
-    with pair("pyvmm", pages, how, work) as made:
-        if made is None:
-            raise HostError("not measured: pyvmm never came to a pair")
-        yield made
-
-
-def lost(signal_: int, arbiter: str = "") -> float:
-    """Milliseconds from ``signal_`` to pyvmm's primary until its secondary is the guest."""
-    with protected(1000, How(arbiter=arbiter, patient=False)) as (_, primary, secondary):
-        at = time.time() * 1000
-        os.kill(primary.pid, signal_)
-        return float(secondary.event("COLO_EXIT") - at)
-
-
-@contextlib.contextmanager
-def etcd() -> Iterator[str]:
-    """What --arbiter is to be told of a server of its own. HostError if there is none."""
-    program = shutil.which("etcd")
-    if program is None:
-        raise HostError("not measured: etcd is not installed (make packages)")
-    with socket.socket() as one, socket.socket() as two:
-        for probe in (one, two):
-            probe.bind(("127.0.0.1", 0))
-        clients, peers = (f"127.0.0.1:{probe.getsockname()[1]}" for probe in (one, two))
-    with tempfile.TemporaryDirectory(prefix="pyvmm-bench-") as folder:
-        server = subprocess.Popen(
-            [program, "--data-dir", folder, "--listen-client-urls", f"http://{clients}", "--advertise-client-urls",
-             f"http://{clients}", "--listen-peer-urls", f"http://{peers}", "--initial-advertise-peer-urls",
-             f"http://{peers}", "--initial-cluster", f"default=http://{peers}"],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        try:
-            host, _, port = clients.partition(":")
-            deadline = time.monotonic() + 10
-            while True:
-                with contextlib.suppress(OSError), socket.create_connection((host, int(port)), 1):
-                    break
-                if time.monotonic() > deadline:
-                    raise HostError("not measured: etcd does not answer")
-                time.sleep(0.05)
-            yield f"etcd:{clients}"
-        finally:
-            server.kill()
-            server.wait(10)
-
-
-def _rounds(folder: Path) -> int:
-    return (folder / "from.log").read_bytes().count(b"round ")
-
-
-def throughput(how: How) -> float:
-    """Rounds a second of the guest that computes."""
-    with contextlib.ExitStack() as stack:
-        if how.alone:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pyvmm-bench-")))
-            _how.append(how)
-            stack.callback(_how.pop)
-            stack.enter_context(
-                migration.process("pyvmm", str(folder), "from", f"pages=100 period=100 rounds=0 work={WORK}")
-            )
-            wait_for(folder / "from.log", b"round 5:")
-        else:
-            folder = stack.enter_context(protected(100, how, WORK))[0]
-        before, began = _rounds(folder), time.monotonic()
-        time.sleep(2 * WATCHED)
-        return (_rounds(folder) - before) / (time.monotonic() - began)
-
-
-def _cpu(*pids: int) -> float:
-    return sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in pids)
-
-
-def cpu_of_checkpoints(pages: int) -> float:
-    """CPU milliseconds of both processes for one, beyond what they take without any."""
-    with protected(pages, How(delay=60_000)) as (_, primary, secondary):
-        begun = _cpu(primary.pid, secondary.pid)
-        time.sleep(WATCHED)
-        idle = _cpu(primary.pid, secondary.pid) - begun
-        primary.execute("migrate-set-parameters", **{"x-checkpoint-delay": 100})
-        primary.execute("colo-checkpoint-now")
-        begun, before = _cpu(primary.pid, secondary.pid), primary.execute("query-colo-stats")["checkpoints"]
-        time.sleep(WATCHED)
-        used = _cpu(primary.pid, secondary.pid) - begun
-        return 1000 * (used - idle) / (primary.execute("query-colo-stats")["checkpoints"] - before)
-
-
-def resident(pages: int) -> dict[str, float]:
-    """MiB of the secondary's memory while it is protected, and what it may be."""
-    with protected(pages, How()) as (_, primary, secondary):
-        most = 0.0
-        until = time.monotonic() + WATCHED
-        while time.monotonic() < until:
-            rollup = Path(f"/proc/{secondary.pid}/smaps_rollup").read_text()
-            kib = sum(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
-            most = max(most, kib / 1024)
-            time.sleep(0.02)
-        checkpoint = primary.execute("query-colo-stats")["size"] / (1 << 20)
-    allowed = 1.1 * MEMORY + pages * 4096 / (1 << 20) + checkpoint
-    return {"seen": most, "allowed": allowed}
-
-
-def memcpy(pages: int) -> float:
-    """Milliseconds for one copy of so many pages of a guest's memory that is not in any cache; median of some."""
-    size, memory = pages * 4096, MEMORY << 20
-    with mmap.mmap(-1, memory) as source, mmap.mmap(-1, size) as target:
-        source[:], target[:] = b"x" * memory, b"y" * size
-        with memoryview(source) as out, memoryview(target) as into:
-            times = []
-            for _ in range(7):
-                source[:] = b"z" * memory  # all of it has been in caches since, and so none is
-                began = time.perf_counter()
-                into[:] = out[:size]
-                times.append(time.perf_counter() - began)
-    return median(times) * 1000
-
-
-def measure() -> dict[str, Any]:
-    """All sizes."""
-    if shutil.which("qemu-system-x86_64") is None:
-        raise HostError("not measured: qemu-system-x86_64 is not installed (make packages)")
+def measure(pages: tuple[int, ...] = PAGES, rounds: int = ROUNDS, deaths: int = DEATHS) -> dict[str, Any]:
+    """All of it."""
+    for program in ("qemu-system-x86_64", "etcd"):
+        if shutil.which(program) is None:
+            raise HostError(f"not measured: {program} is not installed (make packages)")
+    began = time.monotonic()
     figures: dict[str, Any] = {}
     targets: dict[str, Any] = {}
-    for pages in PAGES:
-        turns = []
-        for number in range(ROUNDS):
-            vmms = ("pyvmm", "qemu") if number % 2 else ("qemu", "pyvmm")
-            turn = {vmm: watch(vmm, pages) for vmm in vmms}
-            turns.append((turn["pyvmm"], turn["qemu"]))
-        copied = memcpy(pages)
-        for name in ("pause", "received", "told"):
-            ours = [turn[0][name] for turn in turns if turn[0] is not None]
-            theirs = [turn[1][name] for turn in turns if turn[1] is not None]
-            figures[f"{name}_{pages}"] = {
-                "pyvmm": figure(ours, "ms"), "qemu": figure(theirs, "ms") if theirs else "never enters COLO",
-            }  # fmt: skip
-            if name == "pause":
-                allowed = min(PAUSE_TARGET.get(pages, 1e9), 2.5 * copied + 2)
-                targets[f"pause_{pages}"] = verdict(median(ours), allowed)
-            elif name == "told":
-                targets[f"told_{pages}"] = verdict(median(ours), 10.0)
-            elif theirs:
-                targets[f"received_{pages}"] = verdict(median(ours), median(theirs))
-        figures[f"memcpy_{pages}"] = round(copied, 3)
-    _measure_alone(figures, targets)
+    for part in parts(pages, rounds, deaths):
+        figures |= part[0]
+        targets |= part[1]
     return document(
         what=f"COLO of guests/dirtier with {MEMORY} MiB, so many pages each 100 ms, a checkpoint each {DELAY} ms",
         against="qemu-system-x86_64 -accel kvm -M microvm with x-colo, the same guest and period",
-        figures=figures, ratio={}, target=targets,
+        date=time.strftime("%d %B %Y, %H:%M UTC", time.gmtime()), seconds=round(time.monotonic() - began),
+        pages=list(pages), figures=figures, ratio={}, target=targets,
     )  # fmt: skip
 
 
-def _measure_alone(figures: dict[str, Any], targets: dict[str, Any]) -> None:
-    def note(name: str, values: list[float], unit: str, most: float) -> None:
-        figures[name] = {"pyvmm": figure(values, unit)}
-        targets[name] = verdict(median(values), most)
-
-    note("killed", [lost(signal.SIGKILL) for _ in range(DEATHS)], "ms", 50.0)
-    with etcd() as arbiter:
-        note("killed_etcd", [lost(signal.SIGKILL, arbiter) for _ in range(DEATHS)], "ms", 50.0)
-    note("silent", [lost(signal.SIGSTOP) for _ in range(DEATHS)], "ms", 350.0)
-    memory = resident(4000)
-    note("resident_4000", [memory["seen"]], "MiB", memory["allowed"])
-    for pages in (100, 4000):
-        figures[f"cpu_{pages}"] = {"pyvmm": figure([cpu_of_checkpoints(pages) for _ in range(2)], "ms")}
-    modes = {"hybrid": (How(), 0.95), "periodic": (How(mode="periodic", delay=100), 0.85)}
-    for name, (how, least) in modes.items():
-        shares = [throughput(how) / throughput(How(alone=True)) for _ in range(3)]
-        figures[f"throughput_{name}"] = {"pyvmm": figure(shares, "of unprotected", 3)}
-        targets[f"throughput_{name}"] = {"value": median(shares), "target_at_least": least,
-                                         "met": median(shares) >= least}  # fmt: skip
+def parts(pages: tuple[int, ...], rounds: int, deaths: int) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    for count in pages:
+        yield of_checkpoints(count, rounds)
+    yield of_all_memory()
+    yield of_deaths(deaths)
+    yield of_work(rounds)
 
 
-def table() -> str:
-    """Markdown, for the README."""
-    figures = measure()["figures"]
+def say(what: str) -> None:
+    """How far it is, for somebody who waits."""
+    if sys.stderr.isatty():
+        print(what, file=sys.stderr)
 
-    def cell(key: str, vmm: str) -> str:
-        value = figures[key].get(vmm, "-")
-        return value if isinstance(value, str) else f"{_median(value):.1f} ms"
 
-    def _median(value: Any) -> float:
-        return float(value["median"] if isinstance(value, dict) else value.median)
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="COLO of pyvmm and of QEMU")
+    parser.add_argument("--table", nargs="?", const="", metavar="FILE", help="print Markdown; FILE: of that document")
+    parser.add_argument("--save", metavar="FILE", help="write the document to FILE, too")
+    parser.add_argument("--pages", type=int, nargs="+", default=list(PAGES))
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--deaths", type=int, default=DEATHS)
+    return parser.parse_args()
 
-    lines = ["| pages | pause | QEMU | request to received | QEMU | failover when told | QEMU | memcpy |",
-             "| --- | --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
-    for pages in PAGES:
-        cells = [cell(f"{name}_{pages}", vmm) for name in ("pause", "received", "told") for vmm in ("pyvmm", "qemu")]
-        lines.append(f"| {pages} | " + " | ".join(cells) + f" | {figures[f'memcpy_{pages}']} ms |")
-    lines += ["", "| pyvmm alone | seen | target |", "| --- | --- | --- |"]
-    for name, text, target in (
-        ("killed", "from SIGKILL of the primary to the guest running, arbiter (a file) asked", "50 ms"),
-        ("killed_etcd", "the same, etcd asked", "50 ms"),
-        ("silent", "from a primary that falls silent (SIGSTOP) to the same", "350 ms"),
-        ("resident_4000", "secondary's memory, 128 MiB guest, 4,000 pages", "1.1 guest + written + checkpoint"),
-        ("cpu_100", "CPU time of both for one checkpoint of 100 pages", "-"),
-        ("cpu_4000", "of 4,000 pages", "-"),
-        ("throughput_hybrid", "guest's rounds against unprotected, hybrid, 500 ms", "0.95"),
-        ("throughput_periodic", "the same, periodic, 100 ms", "0.85"),
-    ):
-        value = figures[name]["pyvmm"]
-        lines.append(f"| {text} | {value.median:.4g} {value.unit} | {target} |")
-    return "\n".join(lines)
+
+def run(args: argparse.Namespace) -> None:
+    def measured() -> dict[str, Any]:
+        found = measure(tuple(args.pages), args.rounds, args.deaths)
+        if args.save:
+            Path(args.save).write_bytes(msgspec.json.format(msgspec.json.encode(found)))
+        return found
+
+    if args.table is None:
+        main(measured)
+    elif args.table:
+        print(table(msgspec.json.decode(Path(args.table).read_bytes())))
+    else:
+        with contextlib.suppress(BrokenPipeError):
+            print(table(msgspec.json.decode(msgspec.json.encode(measured()))))
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--table"]:
-        print(table())
-    else:
-        main(measure)
+    end_on_signals()
+    run(arguments())
