@@ -19,6 +19,7 @@ NOT_IN_LAB = {
         "random writes to the in-kernel PIC and IOAPIC once stopped the lab's whole kernel",
     "kvm/test_no_kvm.py": "is about a host without /dev/kvm",
     "colo/test_arbiter.py": "touches no KVM",
+    "linux/test_store.py": "touches no KVM",
     "colo/test_faults_at_calls.py": "starts pyvmm thousands of times in the long form",
     "colo/test_pair.py::test_etcd_decides": "there is no etcd there",
 }
@@ -35,12 +36,12 @@ TOO_LONG = {
     "linux/test_disk.py::test_a_flush_that_failed_on_the_host_fails_fsync_in_the_guest_and_so_does_the_next_one":
         "one more boot of Linux",
     "linux/test_protected_linux.py": "two more boots of Linux",
-    "linux/test_store.py": "touches no KVM",
     "linux/test_protected_service.py": "one more boot of Linux",
     "kvm/test_hung_disk.py": A_PROCESS_EACH,
     "kvm/test_sandbox.py": A_PROCESS_EACH,
     "colo/test_protected_network.py": A_PROCESS_EACH,
     "colo/test_replicated_disk.py": A_PROCESS_EACH,
+    "colo/test_links_gone.py": A_PROCESS_EACH,
     "colo/test_life_of_a_pair.py": A_PROCESS_EACH,
     "colo/test_pair.py::test_protected_again_and_again": A_PROCESS_EACH,
     "colo/test_pair.py::test_a_survivor_that_is_protected_again_has_its_memory_once": A_PROCESS_EACH,
