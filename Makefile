@@ -36,7 +36,8 @@ lab-shell: setup
 torture: setup
 	PYVMM_LAB=long $(PYTHON) -m pytest -rP tests/linux/test_migration_under_load.py
 	PYVMM_LAB=long $(PYTHON) -m pytest -rP tests/migration/test_faults_at_calls.py \
-	  tests/migration/test_faults_on_the_line.py tests/colo/test_faults_at_calls.py tests/colo/test_links_gone.py
+	  tests/migration/test_faults_on_the_line.py tests/colo/test_faults_at_calls.py tests/colo/test_links_gone.py \
+	  tests/unit/colo/test_protocol_and_arbiter.py
 	PYVMM_LAB=long $(PYTHON) -m pytest tests/lab
 
 setup: packages venv guests rootfs kernel
