@@ -29,7 +29,6 @@ A_PROCESS_EACH = "starts pyvmm dozens of times, which takes seconds there, for l
 
 TOO_LONG = {
     "linux/test_migration_under_load.py": "starts pyvmm ten times beside a guest that is always busy",
-    "linux/test_vector_registers.py": "one more boot of Linux",
     "linux/test_moved_linux.py::test_linux_moves_while_it_boots_and_in_userland": "one more boot of Linux",
     "linux/test_named_network.py::test_a_killed_vm_leaves_its_place": "one more boot of Linux",
     "linux/test_moved_linux.py::test_a_damaged_snapshot_costs_a_boot_and_nothing_else": "one more boot of Linux",

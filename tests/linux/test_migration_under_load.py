@@ -6,7 +6,6 @@ import os
 import re
 import socket
 import struct
-import subprocess
 import time
 import zlib
 from collections.abc import Iterator
@@ -16,17 +15,17 @@ from statistics import median
 
 import pytest
 
-from pyvmm.machine.tiny_linux import find_initramfs
 from pyvmm.net.bridge import attach
+from tests.framework.guest_programs import initramfs_with
 from tests.framework.migrating import START_DEADLINE, Side, sides
 from tests.framework.net_commands import net, networks
 from tests.framework.tcp_records import RECORD, EchoClient
 from tests.framework.topology import Namespace, Topology
 from tests.lab.selection import long_form
 from tests.linux.conftest import BOOT_DEADLINE
-from tests.unit.linux.scripts import load_script
 
 MOVES = (10 if os.environ.get("PYVMM_IN_LAB") == "1" else 50) if long_form() else 5
+LOAD = Path(__file__).with_name("migration_load.c")
 MEMORY_MIB = 16
 DISK = 2 << 20
 BLOCK = 16384
@@ -48,20 +47,6 @@ MAGIC = 0x766D6D6C6F616421
 def topology() -> Iterator[Topology]:
     with Topology() as made:
         yield made
-
-
-def build_initramfs(folder: Path) -> Path:
-    """The tiny Linux's, and the load."""
-    program = folder / "migration_load"
-    source = Path(__file__).with_name("migration_load.c")
-    subprocess.run(
-        ["gcc", "-O2", "-static", "-mno-avx", "-Wall", "-Werror", "-o", str(program), str(source)], check=True
-    )
-    cpio = load_script("guests/linux/cpio.py")
-    extra = cpio.write_archive([cpio.file("migration_load", program.read_bytes(), 0o755)])
-    initramfs = folder / "initramfs.cpio"
-    initramfs.write_bytes(Path(find_initramfs(None)).read_bytes() + extra)
-    return initramfs
 
 
 def connect(client: Namespace) -> socket.socket:
@@ -133,7 +118,7 @@ def test_nothing_is_lost_over_many_moves(topology: Topology, tmp_path: Path) -> 
     host.call(lambda: attach("port0", "pvm-demo"))
     image = tmp_path / "disk.img"
     image.write_bytes(bytes(DISK))
-    shape = ("--net", "demo", "--disk", str(image), "--initrd", str(build_initramfs(tmp_path)))
+    shape = ("--net", "demo", "--disk", str(image), "--initrd", str(initramfs_with(tmp_path, LOAD)))
     moves: list[Move] = []
     began = time.monotonic()
     with sides(tmp_path) as make:

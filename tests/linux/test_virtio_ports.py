@@ -1,22 +1,21 @@
-"""The console, the balloon and the sockets with Linux's own drivers, in one boot."""
+"""The console, the balloon and the sockets with Linux's own drivers, and vector registers, in one boot."""
 
 from __future__ import annotations
 
 import os
 import re
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from pyvmm.machine.tiny_linux import find_initramfs
+from tests.framework.guest_programs import initramfs_with
 from tests.framework.processes import Running
 from tests.linux.conftest import BOOT_DEADLINE as ONE_BOOT
-from tests.unit.linux.scripts import load_script
 
 BOOT_DEADLINE = 1.5 * ONE_BOOT
 """Much is asked of this one."""
@@ -33,7 +32,9 @@ COMMANDS = [
     "/host_streams listen 6000",
     # The balloon takes its time; the host says when it has what it wants.
     "exec 3<>/dev/hvc0; echo waiting >&3; read line <&3; echo \"and then: $line\"",
+    "/vector_registers",
 ]
+PROGRAMS = [Path(__file__).with_name(name) for name in ("host_streams.c", "vector_registers.c")]
 
 
 def start(target: Callable[[], None]) -> threading.Thread:
@@ -93,15 +94,20 @@ def to_guest_port(path: Path, port: int, deadline: float) -> socket.socket:
         time.sleep(0.3)
 
 
-def test_console_sockets_and_balloon_serve_linux(tmp_path: Path) -> None:
-    program = tmp_path / "host_streams"
-    source = Path(__file__).with_name("host_streams.c")
-    subprocess.run(["gcc", "-O1", "-static", "-mno-avx", "-Wall", "-Werror", "-o", str(program), str(source)],
-                   check=True)  # fmt: skip
-    cpio = load_script("guests/linux/cpio.py")
-    extra = cpio.write_archive([cpio.file("host_streams", program.read_bytes(), 0o755)])
-    initrd = tmp_path / "initramfs.cpio"
-    initrd.write_bytes(Path(find_initramfs(None)).read_bytes() + extra)
+@dataclass
+class Session:
+    """One boot: what the guest printed, what each of the host's ends got, and the trace."""
+
+    text: str = ""
+    seen: dict[str, bytes] = field(default_factory=dict)
+    trace: str = ""
+    left: list[Path] = field(default_factory=list)
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
+    tmp_path = tmp_path_factory.mktemp("ports")
+    initrd = initramfs_with(tmp_path, *PROGRAMS)
     vsock, console = tmp_path / "vsock", tmp_path / "console"
     trace = tmp_path / "trace"
     deadline = time.monotonic() + BOOT_DEADLINE
@@ -151,12 +157,22 @@ def test_console_sockets_and_balloon_serve_linux(tmp_path: Path) -> None:
     text = out.decode(errors="replace") + err.decode(errors="replace")
     print(text)
     assert status == 0, text
+    return Session(text, seen, trace.read_text(), [path for path in (vsock, console) if os.path.exists(path)])
+
+
+def test_console_sockets_and_balloon_serve_linux(session: Session) -> None:
+    text, seen = session.text, session.seen
     assert "from the host: a line\n" in text and seen["console"].endswith(b"it said: a line\r\n")
     assert f"connected: {SIZE} bytes each way\n" in text and seen["connected"] == DATA and seen["end"] == b""
     assert "connect: Connection reset by peer\n" in text
     assert f"accepted: {SIZE} bytes each way\n" in text and seen["accepted"] == DATA and seen["accepted end"] == b""
     assert "and then: go\n" in text
-    assert "8388608 bytes of 8388608\n" in trace.read_text()
-    given = [int(count) for count in re.findall(r"pages listed, (\d+) given back", trace.read_text())]
+    assert "8388608 bytes of 8388608\n" in session.trace
+    given = [int(count) for count in re.findall(r"pages listed, (\d+) given back", session.trace)]
     assert sum(given) == (8 << 20) // 4096
-    assert not os.path.exists(vsock) and not os.path.exists(console)
+    assert not session.left
+
+
+def test_vector_registers_survive_task_switches(session: Session) -> None:
+    """What user code keeps in them, also where XSAVE is carried out by pyvmm."""
+    assert re.search("^(kept|no AVX)$", session.text, re.MULTILINE), session.text
