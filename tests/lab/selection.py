@@ -30,10 +30,7 @@ A_PROCESS_EACH = "starts pyvmm dozens of times, which takes seconds there, for l
 TOO_LONG = {
     "linux/test_migration_under_load.py": "starts pyvmm ten times beside a guest that is always busy",
     "linux/test_moved_linux.py::test_linux_moves_while_it_boots_and_in_userland": "one more boot of Linux",
-    "linux/test_named_network.py::test_a_killed_vm_leaves_its_place": "one more boot of Linux",
-    "linux/test_moved_linux.py::test_a_damaged_snapshot_costs_a_boot_and_nothing_else": "one more boot of Linux",
-    "linux/test_disk.py::test_a_flush_that_failed_on_the_host_fails_fsync_in_the_guest_and_so_does_the_next_one":
-        "one more boot of Linux",
+    "linux/test_named_network.py": "one more boot of Linux",
     "linux/test_protected_linux.py": "two more boots of Linux",
     "linux/test_protected_service.py": "one more boot of Linux",
     "kvm/test_hung_disk.py": A_PROCESS_EACH,
