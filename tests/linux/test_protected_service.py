@@ -1,7 +1,10 @@
-"""A TCP connection to a Linux guest lives on when the guest's primary is killed, and when the next one is."""
+"""A TCP connection to a Linux guest lives on when the guest's primary is killed, and when the next one is; and answers
+that are not alike.
+"""
 
 from __future__ import annotations
 
+import http.client
 import socket
 import threading
 import time
@@ -15,8 +18,8 @@ from tests.framework.pairs import PATIENT, Pair, colo_stats, pairs, wait_alone, 
 from tests.framework.topology import Namespace
 
 pytestmark = [pytest.mark.linux, pytest.mark.net, pytest.mark.timeout(300)]
-GUEST, PORT = "10.91.0.2", 7
-SERVER = f"nc -ll -p {PORT} -e cat & sleep 1; echo serv''ing\n"
+GUEST, PORT, STORE = "10.91.0.2", 7, 80
+SERVER = f"nc -ll -p {PORT} -e cat & store --port {STORE} & sleep 1; echo serv''ing\n"
 MODES = {"hybrid": 2000, "periodic": 100}
 GAP = 3.0
 """Seconds, on a busy host; what clients see on a quiet one is for bench/."""
@@ -58,6 +61,32 @@ class Talker:
             raise self.problem
 
 
+def ask(host: Namespace, path: str) -> bytes:
+    """A request on a connection of its own."""
+
+    def inside() -> bytes:
+        connection = http.client.HTTPConnection(GUEST, STORE, timeout=30)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            assert answer.status == 200
+            return answer.read()
+        finally:
+            connection.close()
+
+    return host.call(inside)
+
+
+def check_that_answers_may_differ(host: Namespace, side: Side) -> None:
+    """A client gets one of the two, after a checkpoint that makes it the only one; and people are told why."""
+    assert ask(host, "/length") == b"0\n"
+    for _ in range(3):
+        assert len(ask(host, "/random")) == 33
+    stats = colo_stats(side)
+    assert {one["reason"]: one["count"] for one in stats["reasons"]}.get("payload", 0) >= 2, stats  # the last is still under way
+    assert any(f"{GUEST}:{STORE}" in one["what"] and "the bytes differ" in one["what"] for one in stats["differences"])
+
+
 def protect(pair: Pair, side: Side, host: Namespace, mode: str) -> Side:
     """A new secondary for ``side``."""
     secondary = pair.secondary(*PATIENT, command="linux", inside=host)
@@ -85,6 +114,8 @@ def test_a_connection_lives_on_twice(tmp_path: Path) -> None:
                 time.sleep(2)
                 (card,) = colo_stats(side)["cards"]
                 assert card["released" if mode == "hybrid" else "committed"] >= (len(talker.times) - said) / 4, card
+                if mode == "hybrid":
+                    check_that_answers_may_differ(host, side)
                 side.kill()
                 killed = time.monotonic()
                 wait_alone(secondary)
