@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from pyvmm.demo.outcome import Kill, VmKind
 
 NOTICED = 1
+CLIENTS_MAX = 60
+"""The guest's store has room for 64 connections."""
 
 
 def add_parser(commands: Any) -> None:
@@ -41,8 +43,8 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """0 or 1; see above."""
-    if not 1 <= args.clients <= 256:
-        raise ConfigError(f"--clients {args.clients}: has to be 1 to 256")
+    if not 1 <= args.clients <= CLIENTS_MAX:
+        raise ConfigError(f"--clients {args.clients}: has to be 1 to {CLIENTS_MAX}")
     if not 1 <= args.seconds <= 3600:
         raise ConfigError(f"--seconds {args.seconds:g}: has to be 1 to 3600")
     kill = _kinds(args.kill)

@@ -90,6 +90,7 @@ class EchoWorkload:
         if not (IMAGE / "net-echo.elf").exists():
             raise ConfigError(f"{IMAGE}/net-echo.elf is missing: make guests builds it")
         self.words: tuple[str, ...] = ("run", str(IMAGE), "--append", f"ip={GUEST}")
+        self.first_words: tuple[str, ...] = ()
         self._topology = topology
         self._clients: list[EchoClient] = []
 
@@ -112,6 +113,9 @@ class EchoWorkload:
         """See Workload."""
         for client in self._clients:
             client.stop(patience)
+
+    def read_all(self) -> None:
+        """It keeps nothing."""
 
     def exchanges(self) -> list[Exchange]:
         """See Workload."""

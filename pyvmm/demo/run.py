@@ -61,9 +61,9 @@ def run_demo(options: DemoOptions, say: Say) -> Outcome:
 def workload_of(kind: VmKind, topology: Topology) -> Workload:
     """ConfigError: its guest has not been built."""
     if kind == "linux":
-        from pyvmm.demo.store import store_workload
+        from pyvmm.demo.store import StoreWorkload
 
-        return store_workload(topology)
+        return StoreWorkload(topology)
     from pyvmm.demo.echo import EchoWorkload
 
     return EchoWorkload(topology)
@@ -105,7 +105,8 @@ class _Story:
             failure.protected = time.monotonic()
         time.sleep(options.seconds * (1 - BEFORE - ALONE))
         self._workload.stop()
-        self._say("the clients have stopped", mark="clients end")
+        self._say("the clients have stopped; what they were told is checked", mark="clients end")
+        self._workload.read_all()
         self._watch.stop()
         self._count()
         for vm in (primary, secondary):  # in this order: the guest is over, and the secondary hears of that
@@ -153,7 +154,8 @@ class _Story:
     def _start(self, name: str, host: Host, *, secondary: bool) -> Vm:
         options = self._options
         words = (
-            *self._workload.words, "--net", host.net_option, "--arbiter", f"file:{self._folder}/arbiter",
+            *self._workload.words, *(() if secondary else self._workload.first_words),
+            "--net", host.net_option, "--arbiter", f"file:{self._folder}/arbiter",
             "--tls-creds", str(self._folder / "tls"), "--colo-mode", options.mode,
             "--heartbeat", str(options.heartbeat), "--heartbeat-loss", str(options.heartbeat_loss),
             *(("--colo", "secondary", "--incoming", host.replication_uri) if secondary else ("--colo", "primary")),

@@ -42,6 +42,8 @@ class Workload(Protocol):
 
     title: str
     words: tuple[str, ...]
+    first_words: tuple[str, ...]
+    """Further ones for the machine that the guest is born in."""
 
     def wait_ready(self, seconds: float) -> None:
         """Until the guest answers. DeadlineError."""
@@ -51,6 +53,9 @@ class Workload(Protocol):
 
     def stop(self, patience: float = LOST_AFTER) -> None:
         """Let each finish what it is at, within ``patience`` seconds. Harmless twice, or without start."""
+
+    def read_all(self) -> None:
+        """Ask the guest for all that it keeps, for the verdict; the clients have stopped."""
 
     def exchanges(self) -> list[Exchange]:
         """All that were answered; also while they work."""

@@ -62,6 +62,15 @@ def test_clients_of_a_bare_guest_notice_nothing(tmp_path: Path, mode: str, kill:
     assert {path.stem for path in tmp_path.glob("*.log")} >= {"alice", "bob", "carol"}
 
 
+@pytest.mark.linux
+def test_connections_to_linux_live_through_every_failure(tmp_path: Path) -> None:
+    text = shown("--kill", "primary,secondary,link", "--seconds", "5", "--clients", "3", "--report", str(tmp_path))
+    check(text, "primary,secondary,link")
+    assert row(text, "guest").startswith("Linux")
+    assert row(text, "acknowledged writes lost") == "0"
+    assert row(text, "history").startswith("linearizable")
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [(("--clients", "0"), "--clients 0"), (("--seconds", "0.5"), "--seconds 0.5"), (("--kills", "0"), "--kills 0"),
