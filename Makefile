@@ -1,6 +1,7 @@
 # Everything a fresh Debian 12 machine needs is set up by these targets, as root or with sudo.
 #
-#   make run     set up, then boot the tiny Linux, run commands in it, show what it did
+#   make run     set up, then kill one of two machines that protect a Linux, and see what its clients notice: nothing
+#   make linux   set up, then boot the tiny Linux, run commands in it, show what it did
 #   make test    set up, then check and test everything
 #   make setup   what both share; can be called alone
 #   make lab-test   the part of the tests that runs on an emulated AMD SVM host
@@ -13,7 +14,9 @@ PACKAGES := gcc make libc6-dev linux-libc-dev python3-dev python3-venv \
 
 .PHONY: run linux test lab-test lab-shell torture setup packages venv native guests kernel rootfs lint unit bench clean
 
-run: linux
+# In network namespaces of its own, which only root may make. build/demo/report.html shows what happened.
+run: setup
+	@sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); $$sudo .venv/bin/pyvmm colo demo --report build/demo
 
 linux: setup
 	.venv/bin/pyvmm linux --summary \
@@ -32,13 +35,14 @@ lab-shell: setup
 
 # What takes longer than one wants to wait for at each change, by PYVMM_LAB=long: a Linux under load that moves 50 times
 # (5 in `make test`, 10 in the lab's long form), every fault at every system call of a
-# migration and of a pair (hours; PYVMM_FAULT=CASE sees one of them again), and all of the lab's tests.
+# migration and of a pair (hours; PYVMM_FAULT=CASE sees one of them again), 50 failures of each kind in the demo, and all of the lab's tests.
 torture: setup
 	PYVMM_LAB=long $(PYTHON) -m pytest -rP tests/linux/test_migration_under_load.py
 	PYVMM_LAB=long $(PYTHON) -m pytest -rP tests/migration/test_faults_at_calls.py \
 	  tests/migration/test_faults_on_the_line.py tests/colo/test_faults_at_calls.py tests/colo/test_links_gone.py \
 	  tests/unit/colo/test_protocol_and_arbiter.py
 	PYVMM_LAB=long $(PYTHON) -m pytest tests/lab
+	.venv/bin/pyvmm colo demo --kill primary,secondary,link --kills 150 --seconds 5 --report build/torture
 
 setup: packages venv guests rootfs kernel
 

@@ -11,6 +11,7 @@ import random
 import socket
 import threading
 import time
+from collections.abc import Mapping, Sequence
 
 from pyvmm.demo.history import APPEND, ENTRY, LENGTH, READ, WRITE, Operation, log_problem, register_problem
 from pyvmm.demo.topology import CLIENT, GUEST, Topology
@@ -234,12 +235,21 @@ class StoreWorkload:
     def verdict(self) -> Verdict:
         """See Workload."""
         operations = [one for client in self._clients for one in client.operations]
-        acknowledged = [one for one in operations if one.kind == APPEND and one.place is not None]
-        lost = sum(self._content.get(one.place or 0) != one.value for one in acknowledged)
-        wrong = self._problem or log_problem(operations, self._content) or register_problem(operations)
         problems = [client.problem for client in self._clients if client.problem is not None]
-        text = f"linearizable: {len(operations)} requests, {len(acknowledged)} appends, each there once"
-        return Verdict(
-            ok=wrong is None and bool(acknowledged), text=wrong or text, connections_lost=len(problems),
-            writes_lost=lost, problems=problems + ([wrong] if wrong else []),
-        )  # fmt: skip
+        return judge(operations, self._content, problems, self._problem)
+
+
+def judge(
+    operations: Sequence[Operation], content: Mapping[int, bytes], lost_connections: Sequence[str], problem: str | None
+) -> Verdict:
+    """``content``: the log as it was read in the end; ``problem``: why it could not be."""
+    acknowledged = [one for one in operations if one.kind == APPEND and one.place is not None]
+    lost = sum(content.get(one.place or 0) != one.value for one in acknowledged)
+    wrong = problem or log_problem(operations, content) or register_problem(operations)
+    if wrong is None and not acknowledged:
+        wrong = "nothing was appended, so nothing could be lost"
+    text = f"linearizable: {len(operations)} requests, {len(acknowledged)} appends, each there once"
+    return Verdict(
+        ok=wrong is None, text=wrong or text, connections_lost=len(lost_connections), writes_lost=lost,
+        problems=[*lost_connections, *([wrong] if wrong else [])],
+    )  # fmt: skip
