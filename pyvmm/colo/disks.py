@@ -17,6 +17,7 @@ not the guest.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import select
 import socket
@@ -26,9 +27,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pyvmm.block.pair_file import PairFile, read_pair, remove_pair, write_pair
-from pyvmm.block.replica_disk import ReplicaOverlay
+from pyvmm.block.replica_disk import LIMIT, ReplicaOverlay
 from pyvmm.colo.session import ColoSession
-from pyvmm.errors import ChannelError, DeadlineError, PyvmmError
+from pyvmm.errors import ChannelError, HostError, PyvmmError, StateError
 from pyvmm.native import lib
 
 if TYPE_CHECKING:
@@ -38,8 +39,10 @@ if TYPE_CHECKING:
 HEAD = struct.Struct(">II")
 BATCH = 4 << 20
 """Bytes of records in one message, at most."""
-QUEUED = 64 << 20
-"""Bytes of what the guest wrote that wait for the line; then it waits."""
+QUEUED = 16 << 20
+"""Bytes that wait for the line; then the guest's writes wait, too, so it is also how long they do."""
+EPOCH_BYTES = LIMIT // 4
+"""Sent since the last checkpoint: the next one is made now, before the secondary's log is full."""
 PIECE: int = lib.PV_FORWARD_DATA
 END_DEADLINE = 10.0
 
@@ -63,6 +66,8 @@ class PrimaryDisks:
         self._event = -1
         self._stopping = False
         self._thread: threading.Thread | None = None
+        self._sent: int | None = None
+        """Bytes since the last marker, about; None before the first."""
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -102,6 +107,7 @@ class PrimaryDisks:
         """The guest stands still for checkpoint ``epoch``: it is to have what was written up to here. On the loop."""
         for disk in self._disks:
             disk.forward_mark(epoch)
+        self._sent = 0
 
     def alone(self) -> None:
         """The guest is this side's, or is over. On the loop."""
@@ -154,20 +160,32 @@ class PrimaryDisks:
                 raise ChannelError("the secondary takes nothing of what is written to disks") from None
             except OSError as error:
                 raise ChannelError(f"the disks' connection broke: {error.strerror or error}") from None
+            self._note_sent(size)
         return size
+
+    def _note_sent(self, size: int) -> None:
+        if self._sent is None:
+            return
+        self._sent += size
+        if self._sent >= EPOCH_BYTES:
+            self._sent = 0
+            with contextlib.suppress(StateError):  # the pair is over
+                self._session.ask_checkpoint("disks")
 
 
 class SecondaryDisks:
     """Of a secondary. On the replication's thread, but for what says otherwise."""
 
     def __init__(self, machine: Machine, session: ColoSession) -> None:
-        self._disks = [disk.image.replica for disk in written_disks(machine) if isinstance(disk.image, ReplicaOverlay)
+        self._devices = written_disks(machine)
+        self._disks = [disk.image.replica for disk in self._devices if isinstance(disk.image, ReplicaOverlay)
                        and disk.image.replica is not None]  # fmt: skip
         self._session = session
         self._socket: socket.socket | None = None
         self._thread: threading.Thread | None = None
         self._changed = threading.Condition()
         self._stopping = False
+        self._line_ended = False
         self.problem: PyvmmError | None = None
         """Why this replica is none any more."""
 
@@ -184,23 +202,30 @@ class SecondaryDisks:
         """The connection of the primary of ``pair``. HostError."""
         sock.settimeout(None)
         self._socket = sock
-        for disk in self._disks:
+        for disk, device in zip(self._disks, self._devices, strict=True):
             disk.begin(pair, term)
+            device.on_host_error = functools.partial(self._replica_failed, disk.path)
         self._thread = threading.Thread(target=self._receive_all, name="colo-disks", daemon=True)
         self._thread.start()
 
     def wait_marked(self, epoch: int, seconds: float) -> None:
-        """Until all that was written before checkpoint ``epoch`` is durable. ChannelError, HostError, DeadlineError."""
+        """Until all that was written before checkpoint ``epoch`` is durable.
+
+        ChannelError: it never will be, so this checkpoint is none. HostError: this replica is none any more.
+        """
         if not self._disks:
             return
+
+        def held() -> bool:
+            return all(disk.marked >= epoch for disk in self._disks)
+
         with self._changed:
-            held = self._changed.wait_for(
-                lambda: self.problem is not None or all(disk.marked >= epoch for disk in self._disks), seconds
-            )
-        if self.problem is not None:
-            raise self.problem
-        if not held:
-            raise DeadlineError(f"what was written to disks before checkpoint {epoch} is not here after {seconds:g} s")
+            self._changed.wait_for(lambda: self.problem is not None or self._line_ended or held(), seconds)
+            if self.problem is not None:
+                raise self.problem
+            if not held():
+                why = "the disks' connection ended" if self._line_ended else f"it is not here after {seconds:g} s"
+                raise ChannelError(f"what was written to disks before checkpoint {epoch} is missing: {why}")
 
     def commit(self, epoch: int) -> None:
         """The replica, which stands still, has the disks of checkpoint ``epoch``. On the loop. HostError."""
@@ -215,6 +240,8 @@ class SecondaryDisks:
             else:
                 disk.failover_periodic(self._session.term)
             disk.merge_behind()
+        for device in self._devices:
+            device.on_host_error = None
 
     def close(self) -> None:
         """Nothing comes any more. Harmless twice."""
@@ -241,13 +268,22 @@ class SecondaryDisks:
                 return
             with self._changed:
                 # A line that ends is the primary's end, perhaps; a disk that fails is this replica's.
-                if not isinstance(error, _LineEnded):
-                    self.problem = error
+                self._line_ended = isinstance(error, _LineEnded)
                 self._changed.notify_all()
-            if isinstance(error, _LineEnded):
+            if self._line_ended:
                 self._session.suspect(str(error))
             else:
-                self._session.give_up()
+                self._give_up(error)
+
+    def _replica_failed(self, path: str, what: str) -> None:
+        """The replica has seen an error that the guest has not. On a thread of its disk's."""
+        self._give_up(HostError(f"disk {path}: the replica failed: {what}; see to the host's disk and protect again"))
+
+    def _give_up(self, problem: PyvmmError) -> None:
+        with self._changed:
+            self.problem = self.problem or problem
+            self._changed.notify_all()
+        self._session.give_up()
 
     def _read(self, into: memoryview) -> memoryview:
         assert self._socket is not None

@@ -238,6 +238,17 @@ static void gather(uint8_t *into, struct pv_transfer *t, uint64_t n)
 	}
 }
 
+/* There is no memory for a record: that ends the replication, and is nothing that the guest has to know. */
+static int write_unrecorded(struct pv_forward *f, struct pv_block_image *image, struct pv_transfer *t)
+{
+	pthread_mutex_lock(&f->lock);
+	if (f->active)
+		fail(f, ENOMEM);
+	int result = pv_image_write(image, t, true);
+	pthread_mutex_unlock(&f->lock);
+	return result;
+}
+
 int pv_forward_write(struct pv_forward *f, struct pv_block_image *image, struct pv_transfer *t)
 {
 	int result = 0;
@@ -246,7 +257,7 @@ int pv_forward_write(struct pv_forward *f, struct pv_block_image *image, struct 
 		uint64_t n = t->left < PV_FORWARD_DATA ? t->left : PV_FORWARD_DATA, offset = t->offset;
 		struct pv_forward_record *r = new_record((uint32_t)n);
 		if (!r)
-			return -ENOMEM;
+			return write_unrecorded(f, image, t);
 		gather(data_in(r), t, n);
 		struct iovec from = {data_in(r), n};
 		struct pv_transfer piece = {.segments = &from, .count = 1, .offset = offset, .left = n};

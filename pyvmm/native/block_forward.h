@@ -11,6 +11,8 @@
  *
  * Nobody waits for ever for room: a queue that stays full is a problem, which pv_forward_take() tells, and from then
  * on nothing is recorded. The guest's writes go on.
+ *
+ * A flush is not recorded: nothing of an epoch counts at the secondary before its marker, which makes all of it durable.
  */
 #ifndef PYVMM_BLOCK_FORWARD_H
 #define PYVMM_BLOCK_FORWARD_H

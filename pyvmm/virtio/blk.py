@@ -64,6 +64,8 @@ class VirtioBlk(VirtioDevice):
         super().__init__(memory_table)
         self.image = image
         self.io_deadline = IO_DEADLINE
+        self.on_host_error: Callable[[str], None] | None = None
+        """Told of each failure instead of the user, on a thread of the device's: a replica's is not the guest's."""
         self.features = F_SEG_MAX | F_BLK_SIZE | F_FLUSH | F_TOPOLOGY | F_CONFIG_WCE
         self.features |= F_RO if image.read_only else F_DISCARD | F_WRITE_ZEROES
         self._report = report
@@ -131,6 +133,9 @@ class VirtioBlk(VirtioDevice):
     def _host_failed(self, kind: int, error: int) -> None:
         """The guest has got VIRTIO_BLK_S_IOERR; the user is told once of each kind of failure."""
         T.virtio_blk_error.on and T.virtio_blk_error(self.image.path, KINDS[kind], os.strerror(error))
+        if self.on_host_error is not None:
+            self.on_host_error(f"{KINDS[kind]} fail: {os.strerror(error)}")
+            return
         if (kind, error) in self._reported:
             return
         self._reported.add((kind, error))
