@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable
 
 from pyvmm.errors import ChannelError
+from pyvmm.native import lib
 from pyvmm.net.frame_stream import EpochFrame, FrameDecoder
 
 QUEUED_MAX = 32 << 20
@@ -89,6 +90,7 @@ class FrameLink:
             self._waker.send(b"x")
 
     def _run(self) -> None:
+        lib.pv_net_be_prompt()  # clients wait for this thread, which works for microseconds each time
         try:
             self._carry()
         except ChannelError as error:
