@@ -23,7 +23,7 @@ linux: setup
 	  --exec 'uname -a' --exec 'head -5 /proc/cpuinfo' --exec 'cat /proc/uptime; free -m | head -2'
 
 test: setup lint
-	$(PYTHON) -m pytest
+	$(PYTHON) -m tests.side_by_side
 
 # The tests that touch KVM, repeated on an emulated AMD SVM host (QEMU's TCG under Debian's own kernel).
 lab-test: setup
