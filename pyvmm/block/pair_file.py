@@ -125,4 +125,5 @@ def check_startable(image: str, overlay: str | None = None) -> None:
     if found.state == "syncing":
         raise ConfigError(f"{of_pair}, and is half a copy of the primary's; use that one, or protect it again")
     raise ConfigError(f"{of_pair}, as a replica of the primary's at a checkpoint;"
-                      f" start it with --colo secondary, or, if the primary's is lost, {anyway}")  # fmt: skip
+                      " start it with --colo secondary, or, if the primary's is lost, make plain disks of all of that"
+                      " machine's with pyvmm disk repair")  # fmt: skip

@@ -7,7 +7,7 @@
 
 Before the first checkpoint the image is nobody's disk yet: records go straight to it, beside what a full sync sends.
 From then on the image changes only in :meth:`ReplicaDisk.commit`. That may be cut off anywhere: the log still has the
-epoch, and doing it again from its first record ends with the same image (:func:`repair`).
+epoch, and doing it again from its first record ends with the same image (replica_repair.py).
 
 An image is made durable when the log file with what it got last is about to be used again, not within a checkpoint.
 """
@@ -16,10 +16,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from pyvmm.block.image import Image, disk_size, lock_disk, open_disk_file, open_image
 from pyvmm.block.overlay import Overlay, create_overlay, open_overlay
@@ -208,7 +207,7 @@ class ReplicaDisk:
     def commit(self, epoch: int) -> None:
         """The disk as of checkpoint ``epoch``, which is marked; what the replica wrote is gone. It stands still.
 
-        HostError: neither this checkpoint nor the one before is there now; :func:`repair` has it.
+        HostError: neither this checkpoint nor the one before is there now; a repair has it.
         """
         with self._guarded():
             if epoch != self.committed + 1 or epoch > self.marked:
@@ -374,39 +373,3 @@ def check_not_the_guests(path: str) -> None:
     found = read_pair(path)
     if found is not None and found.state in ("overlaid", "protected"):
         check_startable(path)
-
-
-def repair(paths: Sequence[str]) -> int:
-    """Bring the images at ``paths``, all of one machine's replicas, to one checkpoint after a crash; which it is.
-
-    It is the newest one that all of them hold: none can have begun to commit one that another did not hold as a whole.
-    0: at least one of them never got as far as a checkpoint, or is no replica. May itself be cut off, and done again.
-    HostError.
-    """
-    replicas: list[tuple[Image, WriteLog]] = []
-    try:
-        for path in paths:
-            found = read_pair(path)
-            if found is None or found.state != "replica":
-                return 0
-            image = open_image(path, read_only=False)
-            try:
-                log = WriteLog(log_path(path), image.size, LIMIT)
-            except BaseException:
-                image.close()
-                raise
-            replicas.append((image, log))
-            log.scan()
-        target = min((max(log.held(), default=1) for _, log in replicas), default=0)
-        for image, log in replicas:
-            for epoch in log.held():
-                if epoch <= target:
-                    log.apply(epoch, functools.partial(write_record, image))
-            os.fdatasync(image.fd)
-        return target
-    except OSError as error:
-        raise HostError(f"a replica's disk cannot be repaired: {error}; see to the host's disk") from None
-    finally:
-        for image, log in replicas:
-            image.close()
-            log.close()

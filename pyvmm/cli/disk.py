@@ -1,4 +1,4 @@
-"""``pyvmm disk``: copy-on-write overlays, made, looked at, and ended one way or the other."""
+"""``pyvmm disk``: overlays, made, looked at, and ended one way or the other; replicas that nobody takes over."""
 
 from __future__ import annotations
 
@@ -27,6 +27,10 @@ def add_parser(subparsers: Any) -> None:
         if name == "create":
             action.add_argument("base", metavar="BASE")
         action.set_defaults(run=run)
+    help_text = "make plain disks of a dead secondary's replicas, as of the newest checkpoint that all of them hold"
+    action = actions.add_parser("repair", help=help_text, description=help_text[0].upper() + help_text[1:] + ".")
+    action.add_argument("images", metavar="IMAGE", nargs="+", help="all of one secondary that its guest can write")
+    action.set_defaults(run=_repair)
 
 
 def _create(args: argparse.Namespace) -> int:
@@ -64,6 +68,13 @@ def _discard(args: argparse.Namespace) -> int:
             overlay.discard()
     except OSError as error:
         raise HostError(f"{args.overlay}: not emptied: {error.strerror}; mend that and try again") from None
+    return 0
+
+
+def _repair(args: argparse.Namespace) -> int:
+    from pyvmm.block.replica_repair import settle
+
+    print(f"as of checkpoint {settle(args.images)}, as if the power had failed there: {', '.join(args.images)}")
     return 0
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
+from pyvmm.cli import main
 from tests.colo.test_pair import MODES, kill
 from tests.framework.migrating import Side
 from tests.framework.pairs import PATIENT, Pair, check_contiguous, colo_status, pairs, wait_alone, wait_protected
@@ -139,6 +140,27 @@ def test_a_secondary_whose_disk_fails_ends_and_the_guest_goes_on(tmp_path: Path)
         primary.wait_for_text(b"wrote %d" % ((numbers or [0])[-1] + 50))
         check_contiguous(numbers_in(primary.quit()))
         assert not (tmp_path / "one.img.colo").exists()
+
+
+def test_a_dead_secondarys_disk_can_be_had_when_the_primarys_is_lost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pairs(tmp_path, (str(GUEST), "--append", "size=512 journal=500")) as pair:
+        disks = DiskPair(tmp_path, pair)
+        secondary = disks.secondary("two")
+        primary = disks.primary("one", secondary, *MODES["periodic"])
+        wait_protected(primary)
+        primary.wait_for_text(b"wrote 70")
+        said = numbers_in(primary.output)
+        path = str(disks.path("two"))
+        assert main(["disk", "repair", path]) == 125 and "in use" in capsys.readouterr().err
+        kill(secondary)
+        wait_alone(primary)
+        assert "pyvmm disk repair" in refused("run", str(GUEST), "--disk", path)
+        assert main(["disk", "repair", path]) == 0
+        assert "as of checkpoint " in capsys.readouterr().out
+        check_disk(disks.path("two"), said[-1])
+        assert sorted(file.name for file in tmp_path.glob("two.img*")) == ["two.img"]
 
 
 def test_disks_of_different_sizes_are_no_pair(tmp_path: Path) -> None:

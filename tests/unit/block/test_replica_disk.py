@@ -15,18 +15,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyvmm.block import overlay as overlay_module
-from pyvmm.block import pair_file, replica_disk, write_log
+from pyvmm.block import pair_file, replica_disk, replica_repair, write_log
 from pyvmm.block.image import SECTOR
 from pyvmm.block.overlay import open_overlay
 from pyvmm.block.pair_file import PairFile, check_startable, overlay_path, pair_path, read_pair, write_pair
-from pyvmm.block.replica_disk import ReplicaDisk, repair
+from pyvmm.block.replica_disk import ReplicaDisk
+from pyvmm.block.replica_repair import repair, settle
 from pyvmm.block.write_log import MARKER, WRITE, ZERO, decode_records, encode_record
 from pyvmm.errors import ChannelError, ConfigError, HostError, ImageError
 from tests.unit.block.power_loss import Died, FaultyOs, faulty
 
 SECTORS = 24
 SIZE = SECTORS * SECTOR
-MODULES = (write_log, replica_disk, pair_file, overlay_module)
+MODULES = (write_log, replica_disk, replica_repair, pair_file, overlay_module)
 OPERATIONS = ("write", "write", "zero", "flush", "marker", "commit", "step", "replica", "replica", "replica flush")
 
 
@@ -225,6 +226,19 @@ def test_replicas_of_one_machine_are_repaired_to_a_checkpoint_that_all_hold(tmp_
     assert repair(paths) == repair(paths) == 2
     assert {Path(path).read_bytes()[:SECTOR] for path in paths} == {b"\2" * SECTOR}
     assert repair([]) == 0
+    with pytest.raises(ConfigError, match="pyvmm disk repair"):
+        check_startable(paths[0])
+    for at in range(40):  # wherever that is cut off
+        with faulty(*MODULES) as system, suppress(Died):
+            system.calls_left = at
+            settle([path for path in paths if read_pair(path) is not None])
+            break
+        assert {Path(path).read_bytes()[:SECTOR] for path in paths} == {b"\2" * SECTOR}
+    else:
+        raise AssertionError("it never gets to its end")
+    assert at > 5 and sorted(os.listdir(tmp_path)) == ["a.img", "b.img"]
+    with pytest.raises(ConfigError, match="is no replica"):
+        settle(paths)
 
 
 def test_what_an_older_epoch_left_in_the_log_is_not_taken_for_the_newest(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import random
 import socket
@@ -223,6 +224,10 @@ def test_an_error_of_the_replicas_disk_is_the_replicas_end() -> None:
             os.close(only_read)
 
 
+def asked(pair: Ends, times: int) -> bool:
+    return len(pair.primary.session.asked) == times
+
+
 def test_a_full_log_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disks, "EPOCH_BYTES", 3 * SIZE)
     with ends() as pair:
@@ -235,7 +240,7 @@ def test_a_full_log_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
         for expected in (0, 0, 1, 1, 1, 2):
             assert pair.primary.bench.request(OUT, 0, os.urandom(SIZE)) == (OK, b"")
             wait_until(lambda: not pair.primary.bench.blk._forward.queued, "it is not sent")
-            wait_until(lambda expected=expected: len(pair.primary.session.asked) == expected, "nobody asks")
+            wait_until(functools.partial(asked, pair, expected), "nobody asks")
         assert set(pair.primary.session.asked) == {"disks"}
 
 
