@@ -9,7 +9,6 @@ guest that has written to debug-exit must not execute what stands behind it.
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
@@ -35,11 +34,12 @@ from pyvmm.machine.exit_handler import ExitHandler
 from pyvmm.machine.halt_watch import HaltWatch, cannot_wake
 from pyvmm.machine.observer import Observers
 from pyvmm.machine.output_watch import OutputWatch
+from pyvmm.machine.parking import Parking
 from pyvmm.machine.power_on import PowerOnState, enter_image
 from pyvmm.machine.run_state import RunState, RunStateTracker
 from pyvmm.machine.serial_backend import SerialBackend
 from pyvmm.machine.sinks import SinkCollector
-from pyvmm.machine.vcpu_thread import PARK_DEADLINE, VcpuThread
+from pyvmm.machine.vcpu_thread import VcpuThread
 from pyvmm.memory.guest_memory import GuestMemory
 from pyvmm.trace import trace_group
 
@@ -103,9 +103,7 @@ class Machine:
         self.power_on_state: PowerOnState
         self._run_state = RunStateTracker()
         self.rest = DeviceRest(self.devices)
-        self._requests = 0
-        # Re-entrant: a signal handler may interrupt the loop's thread while that holds it.
-        self._request_lock = threading.RLock()
+        self.parking = Parking(self.threads, loop, backend.gate, self.rest, self._run_state)
         self.exits = ExitHandler(self)
         self._halt_watch = HaltWatch(loop, self.threads, self._look_for_halt)
 
@@ -172,12 +170,12 @@ class Machine:
         running = self.run_state is RunState.RUNNING
         if running:
             try:
-                self._park_all()
+                self.parking.park()
                 for vcpu in self.vcpus:
                     vcpu.settle_user_entry()
                 self.rest.pause()
             except DeadlineError:
-                self._let_run()
+                self.parking.let_run()
                 raise
         self._run_state.change(new_state)
         if running:
@@ -193,76 +191,37 @@ class Machine:
     def _go_on(self) -> None:
         self._run_state.change(RunState.RUNNING)
         self.rest.resume()
-        self._let_run()
+        self.parking.let_run()
 
     @contextlib.contextmanager
     def standing_still(self) -> Iterator[None]:
         """For a moment no vCPU runs and each one's state may be read, whatever the run state, which does not change."""
-        self._park_all()
+        self.parking.park()
         try:
             for vcpu in self.vcpus:
                 vcpu.settle_user_entry()
             yield
         finally:
-            self._let_run()
+            self.parking.let_run()
 
     def hold_vcpus(self, held: bool) -> None:
         """From any thread: let no vCPU run for a while, or let them go on, at most as often as they were held."""
-        with self._request_lock:
-            self._requests += 1 if held else -1
-            if held:
-                for thread in self.threads:
-                    thread.request_park()
-        if not held:
-            self._let_run()
-
-    def _let_run(self) -> None:
-        """Resume the vCPUs of a machine that is running, unless somebody wants it to end or to reset."""
-        with self._request_lock:
-            if self.run_state is RunState.RUNNING and not self._requests:
-                for thread in self.threads:
-                    thread.resume()
-
-    def _park_all(self) -> None:
-        self.backend.gate.hold_open(True)
-        try:
-            for thread in self.threads:
-                thread.request_park()
-            deadline = time.monotonic() + PARK_DEADLINE
-            with self.rest.named():
-                for thread in self.threads:
-                    thread.wait_parked(deadline)
-        finally:
-            self.backend.gate.hold_open(False)
+        self.parking.hold(held)
 
     # -- requests, from any thread --------------------------------------------------------------
 
     def request_end(self, ending: Ending) -> None:
         """End the guest with ``ending``; the first one counts."""
-        self._request(lambda: self._end(ending))
+        self.parking.request(lambda: self._end(ending))
 
     def request_reset(self, source: str, *, by_guest: bool = True) -> None:
         """Reset the machine, or end it with ``--no-reboot``. Several at once are one."""
         life = self.resets
-        self._request(lambda: self._reset(source, life, by_guest))
+        self.parking.request(lambda: self._reset(source, life, by_guest))
 
     def request_call(self, function: Callable[[], None]) -> None:
         """Call ``function`` in the loop's thread; until then no vCPU executes another instruction."""
-        self._request(function)
-
-    def _request(self, carry_out: Callable[[], None]) -> None:
-        with self._request_lock:
-            self._requests += 1
-            for thread in self.threads:
-                thread.request_park()
-
-        def serve() -> None:
-            with self._request_lock:
-                self._requests -= 1
-            carry_out()
-            self._let_run()
-
-        self.loop.post(serve)
+        self.parking.request(function)
 
     def debug_exit_written(self, value: int) -> None:
         """The guest wrote ``value`` to the debug-exit port."""
@@ -300,7 +259,7 @@ class Machine:
     @property
     def requests_pending(self) -> bool:
         """Whether something the guest asked for is still to be carried out by the loop: it is in no state yet."""
-        return self._requests > 0
+        return self.parking.requests > 0
 
     def _put_off(self, what: Callable[[], None]) -> bool:
         """Whether this is a replica, which neither ends nor resets by itself."""
@@ -321,7 +280,7 @@ class Machine:
             return
         self._halt_watch.stop()
         try:
-            self._park_all()
+            self.parking.park()
             self.rest.pause()  # what the guest gave to a disk gets there
         except DeadlineError as error:
             ending = unclean(ending, str(error))
@@ -352,7 +311,7 @@ class Machine:
             return
         T.machine_reset.on and T.machine_reset(source)
         running = self.run_state is RunState.RUNNING
-        self._park_all()
+        self.parking.park()
         if running:
             self._run_state.change(RunState.PAUSED)
         self.collector.drain_ring()
@@ -375,11 +334,11 @@ class Machine:
             self._go_on()
 
     def _look_for_halt(self) -> None:
-        if self.run_state is not RunState.RUNNING or self._requests:
+        if self.run_state is not RunState.RUNNING or self.parking.requests:
             return
-        self._park_all()
+        self.parking.park()
         self.end_if_halted()
-        self._let_run()
+        self.parking.let_run()
 
     def end_if_halted(self) -> None:
         """All vCPUs are parked. Who parks them often has to ask: they never look idle for long enough then."""

@@ -12,8 +12,7 @@ import pytest
 
 from pyvmm.devices.device import Device
 from pyvmm.errors import ConfigError, DeadlineError, HostError, ImageError, PyvmmError
-from pyvmm.machine import machine as machine_module
-from pyvmm.machine import vcpu_thread
+from pyvmm.machine import parking, vcpu_thread
 from pyvmm.machine.builder import build_machine
 from pyvmm.machine.config import DebugExitConfig, MachineConfig
 from pyvmm.machine.ending import Ending
@@ -56,7 +55,7 @@ def test_a_vcpu_that_a_device_keeps_is_told_and_nothing_is_taken_from_under_it(
     machine_of: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vcpu_thread, "PARK_DEADLINE", 0.3)
-    monkeypatch.setattr(machine_module, "PARK_DEADLINE", 0.3)
+    monkeypatch.setattr(parking, "PARK_DEADLINE", 0.3)
     arrived, leave = threading.Event(), threading.Event()
 
     def act(value: int) -> None:

@@ -102,13 +102,13 @@ def _run_until_ud_waits(machine: Machine, chance: random.Random) -> bool:
     vcpu = machine.vcpus[0]
 
     def look() -> None:
-        machine._park_all()
+        machine.parking.park()
         events = vcpu.get_events()
         waits = events.exception_injected or events.exception_pending
         if waits and events.exception_nr == 6 and vcpu.get_sregs().cs.selector & 3 == 3:
             machine.pause()
             machine.loop.stop()
-        machine._let_run()
+        machine.parking.let_run()
 
     _every(machine, lambda: chance.uniform(0, 0.001), look)
     machine.start()
