@@ -102,3 +102,36 @@ def test_the_first_instruction_comes_soon(tmp_path: Path) -> None:
         assert time.monotonic() - began < 10
         pyvmm("quit", "two")
         loaded.finish()
+
+
+class _Filling:
+    """What is started in it has a file system of its own at ``folder``, with ``size`` bytes."""
+
+    def __init__(self, folder: Path, size: int) -> None:
+        self.folder = folder
+        self.size = size
+
+    def command(self, *words: str) -> list[str]:
+        mount = 'mount -t tmpfs -o size="$0" tmpfs "$1" && shift && exec "$@"'
+        return ["unshare", "--mount", "--propagation", "private", "sh", "-c", mount, str(self.size), str(self.folder),
+                *words]  # fmt: skip
+
+
+def test_a_disk_that_is_full_costs_the_new_snapshot_only(tmp_path: Path) -> None:
+    """The one that it was to replace is there as it was, nothing else is, and the guest goes on."""
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    guest = ("run", DIRTIER, "--append", "rounds=0 period=50 pages=600", "--name", "vm", "--timeout", "60")
+    with Running(*guest, inside=_Filling(kept, 4 << 20)) as running:
+        running.read_until(b"round 2:")
+        there = Path(f"/proc/{running.process.pid}/root{kept}")
+        assert pyvmm("snapshot", "save", "vm", "here").returncode == 0
+        first = (there / "here.pvsnap").read_bytes()
+        assert len(first) > 600 * 4096
+        done = pyvmm("snapshot", "save", "vm", "here")
+        text = done.stderr.decode()
+        assert (done.returncode, text.count("\n")) == (125, 1) and "No space left on device" in text, text
+        assert os.listdir(there) == ["here.pvsnap"] and (there / "here.pvsnap").read_bytes() == first
+        running.read_until(b"round ")
+        assert pyvmm("quit", "vm").returncode == 0
+        assert running.finish()[0] == 0
