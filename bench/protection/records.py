@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 Event = tuple[str, float]
 """Name, milliseconds."""
 ROUND = re.compile(rb"round (\d+): \d+ pages in (\d+) us")
+LATE = re.compile(rb", late by (\d+)\n")
 
 
 def pauses(events: Sequence[Event]) -> list[float]:
@@ -99,3 +100,8 @@ def rounds_of(console: bytes) -> list[tuple[int, float]]:
     """(number, milliseconds that its work took) of each whole line about a round."""
     whole = console[: console.rfind(b"\n") + 1]
     return [(int(number), int(microseconds) / 1000) for number, microseconds in ROUND.findall(whole)]
+
+
+def periods_of(console: bytes) -> int:
+    """How many of its periods have passed for a guest, by its own clock: rounds, and those that it was late by."""
+    return len(rounds_of(console)) + sum(map(int, LATE.findall(console)))

@@ -19,6 +19,7 @@ def table(found: Document) -> str:
         *_checkpoints(found),
         "",
         *_ends(found),
+        *(f"\n{why}" for why in found.get("not_measured", ())),
     ]
     return "\n".join(lines)
 

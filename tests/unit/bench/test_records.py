@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from protection.records import (
     pauses,
+    periods_of,
     pyvmm_messages,
     qemu_messages,
     ran_at,
@@ -89,6 +90,7 @@ def test_a_round_counts_when_its_line_is_whole() -> None:
     console = b"10 pages every 50 ms\nround 8: 10 pages in 1500 us\n"
     console += b"round 9: 10 pages in 2500 us, late by 2\nround 10: 1"
     assert rounds_of(console) == [(8, 1.5), (9, 2.5)]
+    assert periods_of(console) == 4
 
 
 def test_the_table_says_what_was_missed() -> None:
