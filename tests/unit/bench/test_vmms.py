@@ -56,6 +56,8 @@ def test_none_outlives_the_benchmark(tmp_path: Path, number: int, said: str, sta
     ) as script:
         assert script.stdout is not None
         child = int(script.stdout.readline())
+        while Path(f"/proc/{child}/comm").read_text() != "sleep\n":
+            time.sleep(0.01)  # until setpriv has said with whom it dies, there is a moment that nothing can close
         script.send_signal(number)
         assert (script.stdout.read(), script.wait(20)) == (said, status)
     until = time.monotonic() + 10
