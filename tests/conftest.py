@@ -10,11 +10,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hypothesis import settings
 
 from pyvmm.errors import PyvmmError
 from tests.framework.topology import interfaces_here, namespaces_here
 from tests.lab.selection import is_in_lab
 
+settings.register_profile("pyvmm", deadline=None)  # a busy machine is no reason to fail; pytest's timeout is one
+settings.load_profile("pyvmm")
 KVM_FOLDERS = {"kvm", "guest", "linux", "qmp", "migration", "colo"}
 
 

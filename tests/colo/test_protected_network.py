@@ -15,7 +15,7 @@ import pytest
 
 from tests.colo.test_pair import MODES, kill
 from tests.framework.net_commands import demo_host
-from tests.framework.pairs import colo_stats, pairs, wait_alone, wait_protected
+from tests.framework.pairs import PATIENT, colo_stats, pairs, wait_alone, wait_protected
 from tests.framework.processes import REPOSITORY, refused
 from tests.framework.topology import Namespace
 
@@ -81,14 +81,15 @@ def test_a_client_goes_on_when_the_secondary_is_killed_and_with_the_next_one(
         wait_alone(primary)
         for number in range(20):
             echoed(client, b"alone %d" % number, seconds=1)
-        another = pair.secondary(inside=host)
+        another = pair.secondary(*PATIENT, inside=host)
         primary.qmp.execute("x-colo-protect", {"uri": pair.uri_of(another.name)})
         wait_protected(primary)
         echoed(client, b"again")
         kill(primary)
         wait_alone(another)
         echoed(client, b"once more")
-        third = pair.secondary(inside=host)  # the survivor's cards have a rewriter, and the next ones get its records
+        # The survivor's cards have a rewriter, and the next ones get its records.
+        third = pair.secondary(*PATIENT, inside=host)
         another.qmp.execute("x-colo-protect", {"uri": pair.uri_of(third.name)})
         wait_protected(another)
         for number in range(20):
