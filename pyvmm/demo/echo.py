@@ -21,6 +21,8 @@ AGAIN = 0.1
 """Seconds after which a datagram is sent again."""
 PAUSE = 0.01
 """Seconds between two requests of a client."""
+LIFETIME = "86400"
+"""Seconds; guests.toml has 20, for one that waits for nobody."""
 IMAGE = Path(__file__).resolve().parents[2] / "guests" / "net-echo"
 
 
@@ -89,7 +91,7 @@ class EchoWorkload:
     def __init__(self, topology: Topology) -> None:
         if not (IMAGE / "net-echo.elf").exists():
             raise ConfigError(f"{IMAGE}/net-echo.elf is missing: make guests builds it")
-        self.words: tuple[str, ...] = ("run", str(IMAGE), "--append", f"ip={GUEST}")
+        self.words: tuple[str, ...] = ("run", str(IMAGE), "--append", f"ip={GUEST}", "--timeout", LIFETIME)
         self.first_words: tuple[str, ...] = ()
         self._topology = topology
         self._clients: list[EchoClient] = []

@@ -79,9 +79,17 @@ class Vm:
                 raise DeadlineError(f"{self.name}: {what}: not within {seconds:g} s{self._words()}")
             time.sleep(LOOK)
 
-    def is_alone(self) -> bool:
-        """It has the guest, and no other side."""
-        return bool(self.colo()["mode"] == "none" and self.ask("query-status", oob=True)["status"] == "running")
+    def failovers(self) -> int:
+        """How often it has won a guest."""
+        return int(self.ask("query-colo-stats", oob=True)["failovers"])
+
+    def is_alone(self, before: int) -> bool:
+        """It has won the guest, as it had ``before`` times, and has no other side.
+
+        A loser has none either, and its guest is one that runs, in the moment before it ends.
+        """
+        won = self.colo()["mode"] == "none" and self.failovers() > before
+        return bool(won and self.ask("query-status", oob=True)["status"] == "running")
 
     def check_alive(self) -> None:
         """HostError."""
@@ -94,6 +102,17 @@ class Vm:
             lines = self.log.read_text(encoding="utf-8", errors="replace")[-LAST_WORDS:].strip().splitlines()
             return "; its last words: " + " | ".join(line.strip() for line in lines[-4:]) if lines else ""
         return ""
+
+    def wait_end(self, seconds: float) -> None:
+        """It is to end by itself. DeadlineError says what it does instead."""
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            try:
+                state = self.ask("query-status", oob=True)["status"], self.colo()
+            except PyvmmError as error:
+                state = str(error), {}
+            raise DeadlineError(f"{self.name} has not ended within {seconds:g} s: {state}{self._words()}") from None
 
     def kill(self) -> float:
         """SIGKILL, and wait for its end; when it was sent (time.monotonic())."""

@@ -23,7 +23,7 @@ from pyvmm.demo.outcome import DemoOptions, Failure, Kill, Outcome, VmKind
 from pyvmm.demo.topology import Host, Topology
 from pyvmm.demo.watch import Watch
 from pyvmm.demo.workload import Workload, gaps
-from pyvmm.errors import DeadlineError, HostError
+from pyvmm.errors import DeadlineError, HostError, PyvmmError
 
 NAMES = ("alice", "bob", "carol", "dave", "erin", "frank", "grace", "heidi")
 READY_DEADLINE = 240.0
@@ -194,16 +194,17 @@ class _Story:
 
     def _fail(self, kind: Kill, primary: Vm, secondary: Vm) -> tuple[Failure, Vm, Vm]:
         """(what came of it, who goes on, who does not)."""
+        before = {vm: vm.failovers() for vm in (primary, secondary)}
         if kind == "link":
             at = time.monotonic()
             self._topology.cut_link()
             self._say("the replication link is silent; nobody is told", "death")
-            survivor, victim = self._winner(primary, secondary)
+            survivor, victim = self._winner(before)
         else:
             victim, survivor = (primary, secondary) if kind == "primary" else (secondary, primary)
             at = victim.kill()
             self._say(f"SIGKILL for {victim.name}, the {kind}", "death")
-            survivor.wait_for(survivor.is_alone, "taking over", ALONE_DEADLINE)
+            survivor.wait_for(lambda: survivor.is_alone(before[survivor]), "taking over", ALONE_DEADLINE)
         alone = time.monotonic()
         self._say(f"{survivor.name} goes on alone, {(alone - at) * 1000:.0f} ms after it", "rescue")
         self._ended(victim)
@@ -212,13 +213,17 @@ class _Story:
         self._outcome.failures.append(failure)
         return failure, survivor, victim
 
-    def _winner(self, *pair: Vm) -> tuple[Vm, Vm]:
+    def _winner(self, before: dict[Vm, int]) -> tuple[Vm, Vm]:
         """Whom the arbiter gave the guest to. The loser ends by itself, or two would answer the clients."""
+        pair = tuple(before)
         until = time.monotonic() + ALONE_DEADLINE
         while time.monotonic() < until:
             for survivor, loser in (pair, pair[::-1]):
-                if survivor.process.poll() is None and survivor.is_alone():
-                    loser.process.wait(QUIT_DEADLINE)
+                won = False
+                with contextlib.suppress(PyvmmError):  # a loser ends, perhaps while it is asked
+                    won = survivor.is_alone(before[survivor])
+                if won:
+                    loser.wait_end(QUIT_DEADLINE)
                     self._say(f"{loser.name} has lost at the arbiter, and ended with status {loser.process.returncode}")
                     return survivor, loser
             time.sleep(LOOK)
