@@ -19,8 +19,8 @@ from pathlib import Path
 from tests.lab.selection import FOLDERS, TESTS, is_in_lab, test_functions
 
 LONG_FILES = {
-    "guest/test_guests.py": 64, "colo/test_pair.py": 50, "linux/test_moved_linux.py": 36, "guest/test_kut.py": 35,
-    "kvm/test_virtio_blk.py": 35, "linux/test_linux.py": 31, "linux/test_web_server.py": 30,
+    "colo/test_pair.py": 73, "guest/test_guests.py": 69, "guest/test_kut.py": 51, "linux/test_moved_linux.py": 37,
+    "kvm/test_virtio_blk.py": 38, "linux/test_linux.py": 31, "linux/test_web_server.py": 30,
     "kvm/test_dirty_tracking.py": 25, "stock/test_stock_kernel.py": 18,
     "linux/test_virtio_ports.py": 18, "kvm/test_dirty_cost.py": 15, "kvm/test_replica_memory.py": 13,
     "kvm/test_machine_failures.py": 13,

@@ -30,6 +30,7 @@ A_PROCESS_EACH = "starts pyvmm dozens of times, which takes seconds there, for l
 TOO_LONG = {
     "linux/test_migration_under_load.py": "starts pyvmm ten times beside a guest that is always busy",
     "linux/test_moved_linux.py::test_linux_moves_while_it_boots_and_in_userland": "one more boot of Linux",
+    "linux/test_moved_linux.py::test_a_damaged_snapshot_costs_a_boot_and_nothing_else": "one more boot of Linux",
     "linux/test_named_network.py": "one more boot of Linux",
     "linux/test_protected_linux.py": "two more boots of Linux",
     "linux/test_protected_service.py": "one more boot of Linux",
@@ -40,6 +41,7 @@ TOO_LONG = {
     "colo/test_links_gone.py": A_PROCESS_EACH,
     "colo/test_life_of_a_pair.py": A_PROCESS_EACH,
     "colo/test_pair.py::test_protected_again_and_again": A_PROCESS_EACH,
+    "colo/test_pair.py::test_a_guest_that_ends_is_over_on_both_sides": "a guest that goes on for seconds, twice",
     "colo/test_pair.py::test_a_survivor_that_is_protected_again_has_its_memory_once": A_PROCESS_EACH,
     "colo/test_pair.py::test_what_the_monitor_says": A_PROCESS_EACH,
     "colo/test_pair.py::test_pages_are_sent_as_changes_if_that_is_wanted": A_PROCESS_EACH,
