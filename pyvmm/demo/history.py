@@ -13,6 +13,8 @@ Lowe, 2017). A request without an answer may have been carried out at any time s
 
 from __future__ import annotations
 
+import bisect
+import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,33 +42,55 @@ class Operation:
 
 
 def log_problem(operations: Iterable[Operation], content: Mapping[int, bytes] | None = None) -> str | None:
-    """What no log could have answered, in one line; ``None``: nothing. ``content``: entries that there were at last."""
+    """What no log could have answered, in one line; ``None``: nothing. ``content``: all of it, read at last.
+
+    The log was empty at first, and no two appends have the same value: so an entry says which append it is.
+    """
     found = [one for one in operations if one.kind in (APPEND, ENTRY, LENGTH)]
-    acknowledged = [one for one in found if one.kind == APPEND and one.place is not None]
-    open_values = {one.value for one in found if one.kind == APPEND and one.place is None}
+    answered = [one for one in found if one.place is not None and one.answered < math.inf]
     by_place: dict[int, Operation] = {}
-    for one in acknowledged:
-        assert one.place is not None
-        if (other := by_place.setdefault(one.place, one)) is not one:
+    for one in answered:
+        if one.kind == APPEND and (other := by_place.setdefault(one.place or 0, one)) is not one:
             return f"two appends are entry {one.place}: {other}; {one}"
-    values = {one.value: one for one in acknowledged}
     seen = dict(content or {})
-    for one in found:
-        looked = one.kind == ENTRY and one.place is not None and one.answered < math.inf
-        if looked and seen.setdefault(one.place or 0, one.value) != one.value:
+    for one in answered:
+        if one.kind == ENTRY and seen.setdefault(one.place or 0, one.value) != one.value:
             return f"entry {one.place} has changed: {one}"
+    unanswered = {one.value: one for one in found if one.kind == APPEND and one.place is None}
+    placed = {one.value: one for one in by_place.values()}
     for place, value in seen.items():
-        if place in by_place and by_place[place].value != value:
-            return f"entry {place} is {value[:24]!r}, and was acknowledged as another: {by_place[place]}"
-        if place not in by_place and value in values:
-            return f"entry {place} is there a second time: {values[value]}"
-        if place not in by_place and value not in open_values:
+        if place in by_place:
+            if by_place[place].value != value:
+                return f"entry {place} is {value[:24]!r}, and was acknowledged as another: {by_place[place]}"
+        elif value in placed:
+            return f"entry {place} is there a second time: {placed[value]}"
+        elif value not in unanswered:
             return f"entry {place} was never asked for: {value[:24]!r}"
-    if content is not None:
-        for one in acknowledged:
-            if one.place not in content:
-                return f"an acknowledged append is gone: {one}"
-    return _order_problem([one for one in found if one.place is not None and one.answered < math.inf])
+        else:  # nobody was told, but it happened: it has its place in the order of time like any other
+            placed[value] = dataclasses.replace(unanswered[value], place=place)
+    appends = [one for one in placed.values() if one.answered == math.inf]
+    return _end_problem(answered, content) or _order_problem([*answered, *appends]) or _count_problem(found)
+
+
+def _end_problem(answered: Iterable[Operation], content: Mapping[int, bytes] | None) -> str | None:
+    """What was acknowledged or seen is there at last, and so is all before it."""
+    if content is None:
+        return None
+    for one in answered:
+        if _least(one) > len(content):
+            what = "an acknowledged append is gone" if one.kind == APPEND else "what was seen is gone"
+            return f"{what}, of {len(content)} entries at last: {one}"
+    hole = next((place for place in range(len(content)) if place not in content), None)
+    return None if hole is None else f"there is no entry {hole}, but {len(content)} others"
+
+
+def _count_problem(found: Iterable[Operation]) -> str | None:
+    """Nobody sees more entries than had been asked for."""
+    asked = sorted(one.asked for one in found if one.kind == APPEND)
+    for one in found:
+        if one.place is not None and one.answered < math.inf and _least(one) > bisect.bisect(asked, one.answered):
+            return f"more entries than anybody had asked for: {one}"
+    return None
 
 
 def _order_problem(operations: Sequence[Operation]) -> str | None:
