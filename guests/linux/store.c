@@ -200,8 +200,13 @@ static int open_file(const char *path)
 	file = (int)CALL(SYS(open), path, O_RDWR | O_CREAT, 0600);
 	if (file < 0)
 		return 0;
-	while (read_whole(&size, sizeof(size)) && size <= BODY_MAX && read_whole(body, size) && keep(body, size))
+	while (read_whole(&size, sizeof(size))) {
+		if (size > BODY_MAX)
+			return 0; /* no log of ours, whose content is worth something to somebody */
+		if (!read_whole(body, size) || !keep(body, size))
+			break;
 		whole += (long)sizeof(size) + size;
+	}
 	return CALL(SYS(ftruncate), file, whole) >= 0 && CALL(SYS(lseek), file, whole, 0) == whole;
 }
 
@@ -259,6 +264,16 @@ static void carry_out(struct connection *c, struct text method, struct text path
 static char lower(char c)
 {
 	return c >= 'A' && c <= 'Z' ? (char)(c + 'a' - 'A') : c;
+}
+
+/* A name without blanks, and a colon. "Content-Length : 5" must not pass for another header: its body would be taken
+ * for requests (RFC 9112, 5.1). */
+static int is_field(struct text line)
+{
+	unsigned n = 0;
+	while (n < line.size && line.at[n] > ' ' && line.at[n] != ':' && line.at[n] != 127)
+		n++;
+	return n && n < line.size && line.at[n] == ':';
 }
 
 /* The value of a header line if its name is `name`, in lower case. */
@@ -320,6 +335,8 @@ static int take_request(struct connection *c)
 			return c->in_size >= HEADER_MAX ? -1 : 0;
 		if (!header.size)
 			break;
+		if (!is_field(header))
+			return -1;
 		if (header_is(header, "content-length", &value)) {
 			if (sized || !number_in(value, &size) || size > BODY_MAX)
 				return -1;

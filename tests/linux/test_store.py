@@ -100,6 +100,14 @@ def test_a_file_outlives_the_process(bare: Path, tmp_path: Path) -> None:
     assert file.read_bytes().count(b"life") == 3
 
 
+def test_a_file_that_is_no_log_stays_as_it_is(bare: Path, tmp_path: Path) -> None:
+    file = tmp_path / "notes"
+    file.write_bytes(b"something of somebody\n" * 10)
+    done = subprocess.run([bare, "--port", "1", file], capture_output=True, timeout=10, check=False)
+    assert (done.returncode, done.stderr) == (1, b"store: the file cannot be used\n")
+    assert file.read_bytes() == b"something of somebody\n" * 10
+
+
 def test_requests_sent_ahead_are_answered_in_their_order(sanitized: int) -> None:
     with socket.create_connection(("127.0.0.1", sanitized), 10) as link:
         link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # it has to wait for us, too
@@ -124,6 +132,34 @@ def exchange(port: int, pieces: list[bytes]) -> bytes:
         while piece := link.recv(65536):
             got += piece
     return got
+
+
+REFUSED = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"x\r\n\r\n", b"GET /length\r\n\r\n", b"GET /length HTTP/2\r\n\r\n", b"A" * 2500,
+        b"GET /length HTTP/1.1\r\n" + b"a: b\r\n" * 500,
+        b"POST /append HTTP/1.1\r\nContent-Length: 1025\r\n\r\n",
+        b"POST /append HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
+        b"POST /append HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\nx",
+        b"POST /append HTTP/1.1\r\nContent-Length : 5\r\n\r\nhello",
+        b"POST /append HTTP/1.1\r\n Content-Length: 5\r\n\r\nhello",
+        b"POST /append HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"GET /length HTTP/1.1\r\nno colon\r\n\r\n", b"GET /length HTTP/1.1\r\n: no name\r\n\r\n",
+    ],
+)  # fmt: skip
+def test_a_request_that_is_none_gets_400_does_nothing_and_is_the_last(bare: Path, text: bytes) -> None:
+    with running(bare) as port:
+        with socket.create_connection(("127.0.0.1", port), 10) as link, contextlib.suppress(ConnectionResetError):
+            link.sendall(text)
+            got = b""
+            while piece := link.recv(65536):  # until it closes: we do not
+                got += piece
+        assert got == REFUSED
+        assert exchange(port, [b"GET /length HTTP/1.1\r\n\r\n"]).endswith(b"\r\n\r\n0\n")
 
 
 LINES = st.sampled_from([
