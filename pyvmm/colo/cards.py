@@ -67,11 +67,10 @@ class ProxyState(msgspec.Struct, frozen=True):
 
 def cards_of(machine: Machine) -> list[VirtioNet]:
     """In the machine's order; both sides have the same ones."""
-    from pyvmm.virtio.mmio import VirtioMmio
+    from pyvmm.machine.virtio_slots import virtio_devices
     from pyvmm.virtio.net import VirtioNet
 
-    behind = (each.device for each in machine.devices if isinstance(each, VirtioMmio))
-    return [device for device in behind if isinstance(device, VirtioNet)]
+    return virtio_devices(machine, VirtioNet)
 
 
 def rewriter_of(chain: FilterChain) -> FilterRewriter | None:

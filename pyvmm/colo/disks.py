@@ -49,11 +49,10 @@ END_DEADLINE = 10.0
 
 def written_disks(machine: Machine) -> list[VirtioBlk]:
     """Those that the guest can write, in the machine's order; both sides have the same ones."""
+    from pyvmm.machine.virtio_slots import virtio_devices
     from pyvmm.virtio.blk import VirtioBlk
-    from pyvmm.virtio.mmio import VirtioMmio
 
-    behind = (each.device for each in machine.devices if isinstance(each, VirtioMmio))
-    return [device for device in behind if isinstance(device, VirtioBlk) and not device.image.read_only]
+    return [disk for disk in virtio_devices(machine, VirtioBlk) if not disk.image.read_only]
 
 
 class PrimaryDisks:
@@ -81,8 +80,6 @@ class PrimaryDisks:
 
     def begin(self) -> None:
         """The guest stands still: from here on what it writes is recorded. On the loop. HostError."""
-        if not self._disks:
-            return
         self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         session = self._session
         assert self._socket is not None

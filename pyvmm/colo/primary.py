@@ -143,6 +143,8 @@ class Primary:
 
     def _copy_disks(self) -> None:
         """While the guest runs. The secondary is none before it has them."""
+        if not self._disks.sizes:
+            return  # and the guest need not stand still for it
         try:
             self._on_loop(self._side.pause)
             try:

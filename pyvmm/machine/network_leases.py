@@ -100,10 +100,8 @@ def _with_word(additions: str, word: str | None) -> str:
 
 
 def _cards(machine: Machine) -> Iterator[tuple[NetConfig, VirtioNet]]:
-    from pyvmm.virtio.mmio import VirtioMmio
+    from pyvmm.machine.virtio_slots import virtio_devices
     from pyvmm.virtio.net import VirtioNet
 
-    behind = [each.device for each in machine.devices if isinstance(each, VirtioMmio)]
-    devices = [device for device in behind if isinstance(device, VirtioNet)]
     configs = [config for config in machine.config.devices if isinstance(config, NetConfig)]
-    return zip(configs, devices, strict=True)
+    return zip(configs, virtio_devices(machine, VirtioNet), strict=True)

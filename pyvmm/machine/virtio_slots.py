@@ -20,6 +20,7 @@ import functools
 import os
 from collections import Counter
 from collections.abc import Callable
+from typing import TypeVar
 
 import msgspec
 
@@ -32,8 +33,11 @@ from pyvmm.machine.config import MachineConfig
 from pyvmm.machine.event_loop import EventLoop, clear_eventfd
 from pyvmm.machine.machine import Machine
 from pyvmm.machine.virtio_makers import make_device
+from pyvmm.virtio.device import VirtioDevice
 from pyvmm.virtio.mmio import WINDOW, VirtioMmio
 from pyvmm.virtio.mmio_registers import QUEUE_NOTIFY
+
+D = TypeVar("D", bound=VirtioDevice)
 
 SLOTS = len(layout.IRQS_VIRTIO)
 
@@ -82,6 +86,12 @@ def build_slots(machine: Machine, stack: contextlib.ExitStack) -> list[Device]:
         machine.mmio.claim(gpa, WINDOW, transport)
         built.append(transport)
     return built
+
+
+def virtio_devices(machine: Machine, kind: type[D]) -> list[D]:
+    """Those of ``kind`` behind its transports, in their slots' order."""
+    behind = (each.device for each in machine.devices if isinstance(each, VirtioMmio))
+    return [device for device in behind if isinstance(device, kind)]
 
 
 class Doorbells:

@@ -7,20 +7,19 @@ is not, is what this is about.
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.colo.test_pair import MODES, kill
+from tests.framework.echo_client import GUEST, MAC, echo_client, echoed
 from tests.framework.net_commands import demo_host
 from tests.framework.pairs import PATIENT, colo_stats, pairs, wait_alone, wait_protected
 from tests.framework.processes import REPOSITORY, refused
 from tests.framework.topology import Namespace
 
 pytestmark = [pytest.mark.net, pytest.mark.timeout(120)]
-GUEST, MAC = "10.91.0.2", "52:54:00:00:00:07"
 ECHO = (str(REPOSITORY / "guests" / "net-echo"), "--append", f"ip={GUEST}", "--net", f"demo,mac={MAC}")
 
 
@@ -32,24 +31,8 @@ def host() -> Iterator[Namespace]:
 
 @pytest.fixture
 def client(host: Namespace) -> Iterator[socket.socket]:
-    with host.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as made:
-        made.settimeout(0.2)
-        made.connect((GUEST, 7))
+    with echo_client(host, 0.2) as made:
         yield made
-
-
-def echoed(client: socket.socket, word: bytes, seconds: float = 10) -> float:
-    """Send ``word`` until it comes back; when it did, after how long."""
-    began = time.monotonic()
-    while time.monotonic() < began + seconds:
-        try:
-            client.send(word)
-            while client.recv(2000) != word:
-                pass
-            return time.monotonic() - began
-        except (TimeoutError, ConnectionRefusedError):
-            continue
-    raise AssertionError(f"{word!r} does not come back within {seconds} s")
 
 
 @pytest.mark.parametrize("mode", MODES)

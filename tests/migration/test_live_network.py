@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.framework.echo_client import GUEST, MAC, echo_client, echoed
 from tests.framework.migrating import Side
 from tests.framework.net_commands import LeaseHolder, demo_host, standing
 from tests.framework.processes import REPOSITORY
@@ -20,7 +21,6 @@ from tests.net.test_moving_leases import port_of
 pytestmark = [pytest.mark.net, pytest.mark.timeout(120)]
 Start = Callable[..., Side]
 ECHO = str(REPOSITORY / "guests" / "net-echo")
-GUEST, MAC = "10.91.0.2", "52:54:00:00:00:07"
 
 
 @pytest.fixture
@@ -31,27 +31,12 @@ def host() -> Iterator[Namespace]:
 
 @pytest.fixture
 def client(host: Namespace) -> Iterator[socket.socket]:
-    with host.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as made:
-        made.settimeout(0.5)
-        made.connect((GUEST, 7))
+    with echo_client(host, 0.5) as made:
         yield made
 
 
 def start_echo(start: Start, host: Namespace, name: str, *options: str, where: str = "demo") -> Side:
     return start(name, ECHO, "--append", f"ip={GUEST}", "--net", where, *options, inside=host)
-
-
-def echoed(client: socket.socket, word: bytes) -> None:
-    """``word`` comes back at the latest after a few times: UDP is lost while a guest stands still."""
-    for _ in range(40):
-        client.send(word)
-        try:
-            while client.recv(100) != word:
-                pass
-            return
-        except (TimeoutError, ConnectionRefusedError):
-            continue
-    raise AssertionError(f"{word!r} does not come back")
 
 
 def lost_carriers(host: Namespace) -> int:
