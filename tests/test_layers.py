@@ -33,12 +33,14 @@ LAYERS: dict[str, set[str]] = {
     "machine": _MACHINE,
     "migration": _MACHINE | {"machine"},
     "colo": _MACHINE | {"machine", "migration"},
-    "qmp": _MACHINE | {"machine", "migration", "colo"},
+    "gdb": _MACHINE | {"machine"},
+    "qmp": _MACHINE | {"machine", "migration", "colo", "gdb"},
     "testing": {"errors"},
     "demo": _MACHINE | {"machine", "migration", "colo", "qmp"},
     "cli": _MACHINE | {"machine", "migration", "colo", "qmp", "testing", "demo"},
     "__main__": {"cli"},
-    "__init__": set(),
+    "api": _LOW | {"kvm", "arch", "host"},
+    "__init__": {"api"},
 }
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 LONGEST = 420

@@ -153,8 +153,12 @@ def _run(
     colo = colo_config_of(args) if hasattr(args, "colo") else None
     install_kick_signal()
     with (build or build_machine)(config, quirks) as machine, contextlib.ExitStack() as outputs:
-        if endpoints or config.incoming or colo is not None:
+        if endpoints or config.incoming or colo is not None or args.gdb is not None:
             monitor = outputs.enter_context(Monitor(machine, endpoints))
+            if args.gdb is not None:
+                from pyvmm.qmp.debugging import serve_gdb
+
+                serve_gdb(monitor, args.gdb)
             if colo is not None:
                 set_up_colo(monitor, colo, args)
             if config.incoming:

@@ -21,7 +21,11 @@ def add_monitor_options(parser: argparse.ArgumentParser) -> None:
     add("--qmp", metavar="WHERE", action="append", default=[],
         help="listen for QMP clients at unix:PATH or tcp:HOST:PORT (who reaches it rules the machine);"
         " may be repeated")  # fmt: skip
-    add("-S", dest="start_paused", action="store_true", help="do not start the vCPUs; QMP cont, or pyvmm cont, does")
+    add("-S", dest="start_paused", action="store_true",
+        help="do not start the vCPUs; a debugger, QMP cont or pyvmm cont does")  # fmt: skip
+    add("--gdb", metavar="WHERE[,arch=NAME]",
+        help="listen for a debugger at tcp:HOST:PORT or unix:PATH (who reaches it rules the machine); arch: x86-64,"
+        " i386 or i8086, if what the first vCPU is in when it connects is not it")  # fmt: skip
     add("--no-shutdown", action="store_true", help="when the guest ends keep the machine, to look at, reset or quit it")
     add("--no-control", action="store_true", help="do not let pyvmm list, stop, quit... find the machine")
 

@@ -70,6 +70,8 @@ def config_of(args: argparse.Namespace, quirks: frozenset[str]) -> MachineConfig
         load_address = parse_number(args.load_address, "--load-address", maximum=0xFFFFF)
     append = args.append if args.append is not None else (guest.append if guest else "")
     words, removed = split_removals(append.split(" "), (KERNEL_ADDRESS,)) if append else ([], [])
+    # Who debugs takes their time.
+    guests_own = guest.timeout if guest is not None and args.gdb is None else None
     devices = settle_address(devices_of(args), words, removed)
     memory = parse_size(args.memory, "--memory") if args.memory is not None else default_memory
     return MachineConfig(
@@ -85,7 +87,7 @@ def config_of(args: argparse.Namespace, quirks: frozenset[str]) -> MachineConfig
         acpi=not args.no_acpi,
         serial=args.serial,
         debug_exit=parse_debug_exit(args.debug_exit) if args.debug_exit is not None else DebugExitConfig(),
-        timeout=parse_timeout(args.timeout) if args.timeout is not None else (guest.timeout if guest else None),
+        timeout=parse_timeout(args.timeout) if args.timeout is not None else guests_own,
         no_reboot=args.no_reboot,
         no_shutdown=args.no_shutdown,
         start_paused=args.start_paused,

@@ -8,7 +8,6 @@ with no access left pending, so registers may be read. :mod:`pyvmm.host.probe_la
 from __future__ import annotations
 
 import enum
-import threading
 import time
 from dataclasses import dataclass
 from typing import Self
@@ -42,6 +41,7 @@ from pyvmm.host.probe_layout import (
     write_tables,
 )
 from pyvmm.host.vcpu_statistics import vcpu_statistics
+from pyvmm.kvm.run_deadline import kicked_after
 from pyvmm.kvm.state import CpuidEntry, Regs, VcpuEvents
 from pyvmm.kvm.system import System
 from pyvmm.kvm.vcpu import Vcpu
@@ -231,27 +231,14 @@ class ProbeVm:
         return ending
 
     def _run_until_end(self, vcpu: Vcpu) -> tuple[int, float]:
-        late = threading.Event()
-
-        def stop() -> None:
-            late.set()
-            vcpu.kick()
-
-        timer = threading.Timer(self._deadline, stop)
-        timer.daemon = True
-        timer.start()
-        try:
+        with kicked_after(vcpu, self._deadline) as late:
             start = time.thread_time()
             while True:
                 kind = vcpu.run()
                 if kind in (lib.PV_EXIT_IO, lib.PV_EXIT_MMIO):
                     vcpu.exit.data = 0
-                elif kind != lib.PV_EXIT_KICKED or late.is_set():  # any signal ends KVM_RUN, not only the deadline's
+                elif kind != lib.PV_EXIT_KICKED or late.is_set():
                     return kind, time.thread_time() - start
-        finally:
-            timer.cancel()
-            timer.join()
-            lib.pv_vcpu_cancel_kick(vcpu.native)
 
     def _ending(self, mode: Mode, vcpu: Vcpu, kind: int, cpu_seconds: float, final: int) -> Ending:
         regs = vcpu.get_regs()

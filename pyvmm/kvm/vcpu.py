@@ -7,8 +7,11 @@ port or memory access may still be pending and would be lost.
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import os
 import struct
+from collections.abc import Iterable
 from typing import Any
 
 from pyvmm.errors import KvmError
@@ -115,25 +118,17 @@ class Vcpu(KvmFd):
 
     def get_msrs(self, indices: list[int]) -> dict[int, int]:
         """Values of MSRs. A short answer is a KvmError that names the first MSR KVM refused."""
-        raw = ffi.new("struct kvm_msrs *", {"entries": len(indices)})
-        raw.nmsrs = len(indices)
-        for entry, index in zip(raw.entries[0 : len(indices)], indices, strict=True):
-            entry.index = index
+        raw = _msrs(((index, 0) for index in indices), len(indices))
         done = self.ioctl("KVM_GET_MSRS", raw)
         if done != len(indices):
             raise KvmError(f"KVM_GET_MSRS(MSR {indices[done]:#x})", 22)
-        # Two hundred entries are read at each save: not one by one through cffi.
         entries = memoryview(ffi.buffer(raw.entries, done * _MSR_ENTRY.size))
         return dict(_MSR_ENTRY.iter_unpack(entries))
 
     def set_msrs(self, values: dict[int, int]) -> None:
         """Set MSRs in order. A short write is a KvmError that names the MSR KVM refused."""
         indices = list(values)
-        raw = ffi.new("struct kvm_msrs *", {"entries": len(indices)})
-        raw.nmsrs = len(indices)
-        for entry, index in zip(raw.entries[0 : len(indices)], indices, strict=True):
-            entry.index, entry.data = index, values[index]
-        done = self.ioctl("KVM_SET_MSRS", raw)
+        done = self.ioctl("KVM_SET_MSRS", _msrs(values.items(), len(values)))
         if done != len(indices):
             raise KvmError(f"KVM_SET_MSRS(MSR {indices[done]:#x})", 22)
 
@@ -283,6 +278,20 @@ class Vcpu(KvmFd):
         if done < 0:
             raise KvmError("KVM_SET_REGS (settling a system call)", ffi.errno)
         return done == 1
+
+
+def _msrs(pairs: Iterable[tuple[int, int]], count: int) -> Any:
+    """struct kvm_msrs with ``count`` pairs of index and value: two hundred at each save, not one by one by cffi."""
+    raw = ffi.new("struct kvm_msrs *", {"entries": count})
+    raw.nmsrs = count
+    entries = ffi.buffer(raw.entries, count * _MSR_ENTRY.size)
+    _msr_entries(count).pack_into(entries, 0, *itertools.chain.from_iterable(pairs))
+    return raw
+
+
+@functools.cache
+def _msr_entries(count: int) -> struct.Struct:
+    return struct.Struct("<" + _MSR_ENTRY.format[1:] * count)
 
 
 def _tsc_offset(value: Any) -> Any:

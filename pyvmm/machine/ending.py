@@ -20,7 +20,7 @@ class Ending(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
     """One line for people."""
     asked_by: str | None = None
-    """Who quit it: ``signal``, ``console``, ``qmp``."""
+    """Who quit it: ``signal``, ``console``, ``qmp``, ``gdb``."""
     value: int | None = None
     """What the guest wrote to debug-exit."""
     crash: dict[str, Any] | None = None

@@ -41,6 +41,8 @@ class ExitHandler:
             pass
         elif kind == lib.PV_EXIT_DIRTY_RING_FULL:
             machine.dirty.make_room(thread.vcpu)
+        elif kind == lib.PV_EXIT_DEBUG and machine.debugger is not None:
+            machine.debugger.debug_exit(thread)
         elif kind == lib.PV_EXIT_ERRNO:
             reason = f"KVM_RUN on vCPU {thread.vcpu.index}: {os.strerror(exit_.error)}"
             machine.crash(thread, "vcpu-error", reason)
@@ -50,6 +52,9 @@ class ExitHandler:
 
     def _emulation_failure(self, thread: VcpuThread) -> None:
         machine, vcpu = self._machine, thread.vcpu
+        debugger = machine.debugger
+        if debugger is not None and debugger.breakpoint_met(thread):
+            return
         code = bytes(ffi.buffer(vcpu.exit.insn))[: vcpu.exit.insn_size]
         T.emulation_failure.on and T.emulation_failure(vcpu.index, code.hex(" "))
         if "instruction-fallback" not in machine.quirks:
@@ -74,3 +79,5 @@ class ExitHandler:
             return
         with self._lock:
             self.carried_out[text.partition(" ")[0]] += 1
+        if debugger is not None:
+            debugger.carried_out(thread)

@@ -45,6 +45,7 @@ from pyvmm.trace import trace_group
 
 if TYPE_CHECKING:
     from pyvmm.kvm.system import System
+    from pyvmm.machine.debug_hook import DebugHook
     from pyvmm.net.leases import Lease
 
 T = trace_group("machine")
@@ -98,6 +99,7 @@ class Machine:
         """Set while the guest lives elsewhere and this is its replica: given what would end or reset the machine.
         What the replica does is not what the guest did, so it only stands still then, until it is put right.
         """
+        self.debugger: DebugHook | None = None
         self.resets = 0
         self.started_at = 0.0
         self.power_on_state: PowerOnState
@@ -190,14 +192,16 @@ class Machine:
 
     def _go_on(self) -> None:
         self._run_state.change(RunState.RUNNING)
+        if self.debugger is not None:
+            self.debugger.about_to_run()
         self.rest.resume()
         self.parking.let_run()
 
     @contextlib.contextmanager
     def standing_still(self) -> Iterator[None]:
         """For a moment no vCPU runs and each one's state may be read, whatever the run state, which does not change."""
-        self.parking.park()
         try:
+            self.parking.park()
             for vcpu in self.vcpus:
                 vcpu.settle_user_entry()
             yield

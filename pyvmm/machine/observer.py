@@ -31,22 +31,26 @@ class Observers(MachineObserver):
         """From now on ``observer`` is told, too."""
         self._all.append(observer)
 
+    def remove(self, observer: MachineObserver) -> None:
+        """From now on it is not; ValueError if it was not."""
+        self._all.remove(observer)
+
     def stopped(self) -> None:
         """Tell all."""
-        for observer in self._all:
+        for observer in tuple(self._all):
             observer.stopped()
 
     def resumed(self) -> None:
         """Tell all."""
-        for observer in self._all:
+        for observer in tuple(self._all):
             observer.resumed()
 
     def was_reset(self, source: str, by_guest: bool) -> None:
         """Tell all."""
-        for observer in self._all:
+        for observer in tuple(self._all):
             observer.was_reset(source, by_guest)
 
     def ended(self, ending: Ending) -> None:
         """Tell all."""
-        for observer in self._all:
+        for observer in tuple(self._all):
             observer.ended(ending)

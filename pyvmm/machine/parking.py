@@ -35,6 +35,8 @@ class Parking:
         self._run_state = run_state
         self.requests = 0
         """Made, and not carried out yet; also how often the vCPUs are held."""
+        self.held: frozenset[int] = frozenset()
+        """vCPUs that do not run with the others: a debugger steps one at a time."""
         # Re-entrant: a signal handler may interrupt the loop's thread while that holds it.
         self._lock = threading.RLock()
 
@@ -56,7 +58,8 @@ class Parking:
         with self._lock:
             if self._run_state.state is RunState.RUNNING and not self.requests:
                 for thread in self._threads:
-                    thread.resume()
+                    if thread.vcpu.index not in self.held:
+                        thread.resume()
 
     def hold(self, held: bool) -> None:
         """From any thread: let no vCPU run for a while, or let them go on, at most as often as they were held."""

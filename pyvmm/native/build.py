@@ -14,8 +14,8 @@ from cffi import FFI
 HERE = Path(__file__).resolve().parent
 SOURCES = [
     "kvm_ioctl.c", "vcpu_run.c", "coalesced_ring.c", "guest_memory.c", "dirty_bitmap.c", "user_entry.c",
-    "exception_frame.c", "virtqueue.c", "virtio_interrupt.c", "dirty_log.c", "ram_stream.c", "ram_file.c",
-    "replica.c", "page_delta.c", "page_lz4.c",
+    "exception_frame.c", "guest_debug.c", "virtqueue.c", "virtio_interrupt.c", "dirty_log.c", "ram_stream.c",
+    "ram_file.c", "replica.c", "page_delta.c", "page_lz4.c",
     "net_backend.c", "net_frames.c", "net_pump.c", "net_filtered.c",
     "block_image.c", "block_overlay.c", "block_forward.c", "block_request.c", "block_device.c",
     "proxy_packet.c", "proxy_flow.c", "proxy_compare.c", "proxy_queues.c", "proxy_epochs.c", "proxy_tcp.c",

@@ -33,6 +33,20 @@ struct pv_exit {
 	...;
 };
 
+#define PV_WATCHES ...
+#define PV_NOWHERE ...
+struct pv_watch { uint64_t gpa; uint8_t size; uint8_t old[8]; ...; };
+struct pv_guest_debug {
+	_Bool on, step, block_irq;
+	uint8_t trap_vector;
+	uint32_t inject;
+	uint64_t trap_handler;
+	uint64_t address[4];
+	uint64_t dr7;
+	struct pv_watch watches[...];
+	...;
+};
+
 struct pv_vcpu {
 	int fd;
 	uint8_t *run;
@@ -44,6 +58,7 @@ struct pv_vcpu {
 	uint64_t interrupts;
 	uint64_t hypercalls;
 	int32_t thread_id;
+	struct pv_guest_debug debug;
 	...;
 };
 
@@ -74,5 +89,7 @@ void pv_vcpu_kick(struct pv_vcpu *vcpu);
 void pv_vcpu_cancel_kick(struct pv_vcpu *vcpu);
 void pv_vcpu_enable_user_entry(struct pv_vcpu *vcpu, int syscall_on, int int_on);
 int pv_vcpu_settle_user_entry(struct pv_vcpu *vcpu);
+int pv_vcpu_set_debug(struct pv_vcpu *vcpu, const struct pv_guest_debug *wanted);
+int pv_vcpu_step_past_trap(struct pv_vcpu *vcpu);
 int pv_install_kick_signal(void);
 int pv_translate(struct pv_vm *vm, uint64_t cr3, uint64_t cr4, uint64_t gva, uint64_t *gpa);

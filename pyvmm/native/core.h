@@ -98,6 +98,30 @@ struct pv_user_entry {
 	uint64_t ud_handler;
 };
 
+/* What a debugger wants of one vCPU (guest_debug.c). All zero while none is attached. */
+#define PV_WATCHES 4
+#define PV_DR6_STEP (1ull << 14)
+#define PV_NOWHERE (~0ull)
+struct pv_watch {
+	uint64_t gpa;
+	uint8_t size;            /* at most 8; 0: unused */
+	uint8_t old[8];          /* what was there when the vCPU was last let go */
+};
+
+struct pv_guest_debug {
+	bool on;
+	bool step;               /* come back after one instruction */
+	bool block_irq;          /* and take no interrupt meanwhile */
+	bool finish_access;      /* the instruction stepped over waits for KVM_RUN to complete its access */
+	uint8_t trap_vector;     /* a handler of the guest's at which to stop, see user_entry.c; 0: none */
+	uint32_t inject;         /* KVM_GUESTDBG_INJECT_*, for the next KVM_RUN */
+	uint16_t user_cs, user_ss; /* a step's that began at CPL 3, else 0 */
+	uint64_t trap_handler;   /* where that is: real mode's may be at 0 */
+	uint64_t address[4];     /* breakpoint registers, enabled in dr7 */
+	uint64_t dr7;
+	struct pv_watch watches[PV_WATCHES]; /* looked at after each instruction */
+};
+
 struct pv_vcpu {
 	struct pv_vm *vm;
 	int fd;
@@ -115,6 +139,7 @@ struct pv_vcpu {
 	uint64_t interrupts;     /* INT n completed by it */
 	uint64_t hypercalls;     /* VMCALLs answered by it */
 	struct pv_user_entry entry;
+	struct pv_guest_debug debug;
 };
 
 /* kvm_ioctl.c */
@@ -162,6 +187,14 @@ enum pv_handled pv_user_entry_debug_exit(struct pv_vcpu *vcpu);
 enum pv_handled pv_user_entry_msr_exit(struct pv_vcpu *vcpu);
 int pv_user_entry_refresh(struct pv_vcpu *vcpu);
 void pv_user_entry_look(struct pv_vcpu *vcpu);
+
+/* guest_debug.c */
+int pv_vcpu_set_debug(struct pv_vcpu *vcpu, const struct pv_guest_debug *wanted);
+int pv_vcpu_step_past_trap(struct pv_vcpu *vcpu);
+int pv_debug_arm(struct pv_vcpu *vcpu);
+bool pv_debug_stepping(const struct pv_vcpu *vcpu);
+bool pv_debug_breakpoint_at(const struct pv_vcpu *vcpu, uint64_t pc);
+bool pv_debug_nothing_changed(struct pv_vcpu *vcpu, uint64_t dr6);
 
 static inline struct kvm_run *pv_kvm_run(struct pv_vcpu *vcpu)
 {

@@ -5,6 +5,7 @@
 
 #include "user_entry.h"
 
+#include <stddef.h>
 #include <string.h>
 
 #define GP_VECTOR 13
@@ -35,6 +36,16 @@ bool pv_read_gate(struct pv_vcpu *vcpu, const struct kvm_sregs *sregs, unsigned 
 	gate->dpl = (raw[5] >> 5) & 3;
 	gate->present = raw[5] & 0x80;
 	return true;
+}
+
+/* Linear address of the handler of ``vector`` in 64-bit and in real mode; else, or if there is none, PV_NOWHERE. */
+uint64_t pv_handler_of(struct pv_vcpu *vcpu, const struct kvm_sregs *sregs, unsigned vector)
+{
+	struct gate gate;
+	if (sregs->efer & (1u << 10))
+		return pv_read_gate(vcpu, sregs, vector, &gate) && gate.present ? gate.target : PV_NOWHERE;
+	const uint8_t *far = sregs->cr0 & 1 ? NULL : pv_gpa(vcpu->vm, sregs->idt.base + vector * 4, 4);
+	return far ? (far[0] | far[1] << 8) + (((uint64_t)far[2] | far[3] << 8) << 4) : PV_NOWHERE;
 }
 
 bool pv_is_syscall(struct pv_vcpu *vcpu, const struct pf_frame *pf, uint64_t cr2, const struct kvm_regs *regs,
@@ -108,6 +119,29 @@ bool pv_finish_int(struct pv_vcpu *vcpu, const struct kvm_sregs *sregs, struct k
 		regs->rflags &= ~EFLAGS_IF;
 	regs->rip = gate.target;
 	return true;
+}
+
+/*
+ * A step that began at CPL 3 has ended in a handler: KVM's TF, by which it stepped, is in the flags that were pushed, and
+ * IRET would give it to the guest. The handler's first instructions may have pushed something since.
+ */
+void pv_hide_step(struct pv_vcpu *vcpu, const struct kvm_regs *regs, const struct kvm_sregs *sregs)
+{
+	struct pv_guest_debug *d = &vcpu->debug;
+	struct frame f;
+
+	if (d->user_cs && sregs->ss.dpl == 0) {
+		for (uint64_t at = regs->rsp; at <= regs->rsp + 32; at += 8) {
+			if (!pv_read_virtual(vcpu->vm, sregs->cr3, sregs->cr4, at, &f, sizeof f))
+				break;
+			if (f.cs == d->user_cs && f.ss == d->user_ss && (f.rflags & EFLAGS_TF)) {
+				write_stack(vcpu, sregs, at + offsetof(struct frame, rflags), f.rflags & ~EFLAGS_TF);
+				break;
+			}
+		}
+	}
+	d->user_cs = sregs->ss.dpl == 3 ? sregs->cs.selector : 0;
+	d->user_ss = sregs->ss.selector;
 }
 
 static bool is_hypercall(const uint8_t code[3])

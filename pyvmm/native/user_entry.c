@@ -36,11 +36,7 @@
 #define MSR_LSTAR 0xc0000082u
 #define MSR_FMASK 0xc0000084u
 #define PF_VECTOR 14
-/* Breakpoint registers 3 and 2, so that 0 and 1 stay free for a debugger: Gn, execute, length 1. */
-#define BP_PF 3
-#define BP_UD 2
-#define DR7_FIXED 0x400ull
-#define DR7_GLOBAL(n) (2ull << ((n) * 2))
+#define EFLAGS_TF (1ull << 8)
 
 static int get_msr(struct pv_vcpu *vcpu, uint32_t index, uint64_t *value)
 {
@@ -95,38 +91,21 @@ void pv_user_entry_look(struct pv_vcpu *vcpu)
 		e->stale = true;
 }
 
-static int arm(struct pv_vcpu *vcpu)
-{
-	const struct pv_user_entry *e = &vcpu->entry;
-	struct kvm_guest_debug debug = {0};
-	if (e->pf_handler) {
-		debug.arch.debugreg[BP_PF] = e->pf_handler;
-		debug.arch.debugreg[7] |= DR7_GLOBAL(BP_PF);
-	}
-	if (e->ud_handler) {
-		debug.arch.debugreg[BP_UD] = e->ud_handler;
-		debug.arch.debugreg[7] |= DR7_GLOBAL(BP_UD);
-	}
-	if (debug.arch.debugreg[7]) {
-		debug.control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP;
-		debug.arch.debugreg[7] |= DR7_FIXED;
-	}
-	return ioctl(vcpu->fd, KVM_SET_GUEST_DEBUG, &debug);
-}
-
 /* Put the breakpoints where the guest's handlers are now. 0, or -1 with errno. */
 int pv_user_entry_refresh(struct pv_vcpu *vcpu)
 {
 	struct pv_user_entry *e = &vcpu->entry;
 	struct kvm_sregs sregs;
 	struct gate gate;
-	uint64_t pf = 0, ud = 0;
+	uint64_t pf = 0, ud = 0, trap = PV_NOWHERE;
 
 	if (ioctl(vcpu->fd, KVM_GET_SREGS, &sregs) < 0 || get_msr(vcpu, MSR_LSTAR, &e->lstar) ||
 	    get_msr(vcpu, MSR_FMASK, &e->fmask))
 		return -1;
 	e->stale = false;
 	e->idt_base = sregs.idt.base;
+	vcpu->debug.user_cs = sregs.ss.dpl == 3 ? sregs.cs.selector : 0;
+	vcpu->debug.user_ss = sregs.ss.selector;
 	if (sregs.efer & (1u << 10)) { /* LMA: only there do these gates mean anything */
 		/* Without LSTAR there is no SYSCALL to catch, and early page faults cost nothing extra. */
 		if (e->syscall_on && e->lstar && pv_read_gate(vcpu, &sregs, PF_VECTOR, &gate) && gate.present)
@@ -134,12 +113,32 @@ int pv_user_entry_refresh(struct pv_vcpu *vcpu)
 		if (e->int_on && pv_read_gate(vcpu, &sregs, UD_VECTOR, &gate) && gate.present)
 			ud = gate.target;
 	}
-	if (pf == e->pf_handler && ud == e->ud_handler && !e->rearm)
+	if (vcpu->debug.on && vcpu->debug.trap_vector)
+		trap = pv_handler_of(vcpu, &sregs, vcpu->debug.trap_vector);
+	if (pf == e->pf_handler && ud == e->ud_handler && !e->rearm &&
+	    (!vcpu->debug.on || trap == vcpu->debug.trap_handler))
 		return 0;
 	e->rearm = false;
 	e->pf_handler = pf;
 	e->ud_handler = ud;
-	return e->stepping ? 0 : arm(vcpu);
+	vcpu->debug.trap_handler = trap;
+	return pv_debug_arm(vcpu);
+}
+
+/*
+ * A debugger that steps wants to hear of it, and of the registers as they are: it may look before the next KVM_RUN.
+ * The flag by which KVM steps is in the R11 that SYSCALL left; the guest must not find it there.
+ */
+static enum pv_handled carried_out(struct pv_vcpu *vcpu, struct kvm_regs *regs, bool syscall)
+{
+	if (!pv_debug_stepping(vcpu)) {
+		pv_kvm_run(vcpu)->kvm_dirty_regs |= KVM_SYNC_X86_REGS;
+		return PV_HANDLED;
+	}
+	if (syscall)
+		regs->r11 &= ~EFLAGS_TF;
+	pv_kvm_run(vcpu)->debug.arch.dr6 = PV_DR6_STEP;
+	return ioctl(vcpu->fd, KVM_SET_REGS, regs) < 0 ? PV_FAILED : PV_NOT_MINE;
 }
 
 enum pv_handled pv_user_entry_msr_exit(struct pv_vcpu *vcpu)
@@ -156,46 +155,60 @@ enum pv_handled pv_user_entry_msr_exit(struct pv_vcpu *vcpu)
 	return PV_HANDLED;
 }
 
-enum pv_handled pv_user_entry_debug_exit(struct pv_vcpu *vcpu)
+static enum pv_handled handle_debug_exit(struct pv_vcpu *vcpu)
 {
 	struct pv_user_entry *e = &vcpu->entry;
 	struct kvm_run *run = pv_kvm_run(vcpu);
 	struct kvm_regs *regs = synced_regs(vcpu);
 	const struct kvm_sregs *sregs = synced_sregs(vcpu);
-	struct kvm_guest_debug step = {.control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP};
 	uint64_t pc = run->debug.arch.pc;
+	bool syscall = false;
+	enum pv_handled handled;
 	struct pf_frame pf;
 
 	if (e->stepping) {
 		e->stepping = false;
-		if (arm(vcpu) < 0)
+		if (pv_debug_arm(vcpu) < 0)
 			goto failed;
-		return PV_HANDLED;
+		return pv_debug_stepping(vcpu) ? PV_NOT_MINE : PV_HANDLED;
 	}
 	if (pc && pc == e->pf_handler && pv_read_stack(vcpu, regs, sregs, &pf, sizeof pf) &&
 	    pv_is_syscall(vcpu, &pf, sregs->cr2, regs, sregs)) {
 		pv_finish_syscall(e, pf.f.rsp, regs);
 		vcpu->syscalls++;
+		syscall = true;
 	} else if (pc && pc == e->ud_handler && pv_finish_int(vcpu, sregs, regs)) {
 		vcpu->interrupts++;
 	} else if (pc && pc == e->ud_handler && pv_finish_hypercall(vcpu, sregs, regs)) {
 		vcpu->hypercalls++;
 	} else if (pc && (pc == e->pf_handler || pc == e->ud_handler)) {
 		vcpu->faults++;
+		if (pv_debug_breakpoint_at(vcpu, pc))
+			return PV_NOT_MINE;
 		if (!pv_skip_first_instruction(vcpu, sregs, regs)) {
-			if (ioctl(vcpu->fd, KVM_SET_GUEST_DEBUG, &step) < 0)
-				goto failed;
 			e->stepping = true;
+			if (pv_debug_arm(vcpu) < 0)
+				goto failed;
 			return PV_HANDLED;
 		}
 	} else {
 		return PV_NOT_MINE;
 	}
-	run->kvm_dirty_regs |= KVM_SYNC_X86_REGS;
-	return PV_HANDLED;
+	handled = carried_out(vcpu, regs, syscall);
+	if (handled != PV_FAILED)
+		return handled;
 failed:
 	vcpu->exit.error = errno;
 	return PV_FAILED;
+}
+
+enum pv_handled pv_user_entry_debug_exit(struct pv_vcpu *vcpu)
+{
+	enum pv_handled handled = handle_debug_exit(vcpu);
+
+	if ((vcpu->entry.syscall_on || vcpu->entry.int_on) && pv_debug_stepping(vcpu))
+		pv_hide_step(vcpu, synced_regs(vcpu), synced_sregs(vcpu));
+	return handled;
 }
 
 /*

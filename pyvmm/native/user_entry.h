@@ -25,11 +25,13 @@ struct gate {
 };
 
 bool pv_read_gate(struct pv_vcpu *vcpu, const struct kvm_sregs *sregs, unsigned vector, struct gate *gate);
+uint64_t pv_handler_of(struct pv_vcpu *vcpu, const struct kvm_sregs *sregs, unsigned vector);
 bool pv_read_stack(struct pv_vcpu *vcpu, const struct kvm_regs *regs, const struct kvm_sregs *sregs, void *to,
 		   size_t size);
 bool pv_is_syscall(struct pv_vcpu *vcpu, const struct pf_frame *pf, uint64_t cr2, const struct kvm_regs *regs,
 		   const struct kvm_sregs *sregs);
 void pv_finish_syscall(const struct pv_user_entry *e, uint64_t user_rsp, struct kvm_regs *regs);
+void pv_hide_step(struct pv_vcpu *vcpu, const struct kvm_regs *regs, const struct kvm_sregs *sregs);
 bool pv_finish_int(struct pv_vcpu *vcpu, const struct kvm_sregs *sregs, struct kvm_regs *regs);
 bool pv_raises_false_ud(struct pv_vcpu *vcpu, const struct kvm_sregs *sregs, uint64_t rip);
 bool pv_finish_hypercall(struct pv_vcpu *vcpu, const struct kvm_sregs *sregs, struct kvm_regs *regs);

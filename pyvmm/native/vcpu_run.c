@@ -221,6 +221,8 @@ static int take_exit(struct pv_vcpu *vcpu)
 			return 0;
 		if (handled == PV_FAILED)
 			return PV_EXIT_ERRNO;
+		if (pv_debug_nothing_changed(vcpu, run->debug.arch.dr6))
+			return 0;
 		exit->address = run->debug.arch.pc;
 		exit->raw[0] = run->debug.arch.exception;
 		exit->raw[1] = run->debug.arch.dr6;
@@ -257,6 +259,28 @@ static int take_exit(struct pv_vcpu *vcpu)
 	}
 }
 
+/* Whether an exit's instruction is complete only after the next KVM_RUN; KVM then does not report its step (5.15-6.18). */
+static bool leaves_access(uint32_t reason)
+{
+	return reason == KVM_EXIT_IO || reason == KVM_EXIT_MMIO || reason == KVM_EXIT_X86_RDMSR ||
+	       reason == KVM_EXIT_X86_WRMSR;
+}
+
+/* The access of the instruction stepped over is complete: report the step in KVM's stead. False: nothing to tell. */
+static bool stepped_over_access(struct pv_vcpu *vcpu)
+{
+	struct pv_exit *exit = &vcpu->exit;
+
+	vcpu->debug.finish_access = false;
+	if (pv_debug_nothing_changed(vcpu, PV_DR6_STEP))
+		return false;
+	exit->reason = KVM_EXIT_DEBUG;
+	exit->address = 0;
+	exit->raw[0] = 1;
+	exit->raw[1] = PV_DR6_STEP;
+	return true;
+}
+
 /* Run until Python is needed; the answer is one of PV_EXIT_*. */
 int pv_vcpu_run(struct pv_vcpu *vcpu)
 {
@@ -272,6 +296,8 @@ int pv_vcpu_run(struct pv_vcpu *vcpu)
 				vcpu->exit.error = errno;
 				return PV_EXIT_ERRNO;
 			}
+			if (vcpu->debug.finish_access)
+				run->immediate_exit = 1;
 			if (ioctl(vcpu->fd, KVM_RUN, 0) < 0) {
 				int error = errno;
 				if (error == EAGAIN) /* an AP that waits for its SIPI */
@@ -296,8 +322,11 @@ int pv_vcpu_run(struct pv_vcpu *vcpu)
 		vcpu->exit_pending = false;
 		if (run->exit_reason == KVM_EXIT_INTR) {
 			pv_vcpu_cancel_kick(vcpu);
-			return PV_EXIT_KICKED;
+			/* Not "run on" where nothing changed: somebody else's kick may have been this one. */
+			return vcpu->debug.finish_access && stepped_over_access(vcpu) ? PV_EXIT_DEBUG : PV_EXIT_KICKED;
 		}
+		if (pv_debug_stepping(vcpu))
+			vcpu->debug.finish_access = leaves_access(run->exit_reason);
 		int kind = take_exit(vcpu);
 		if (kind)
 			return kind;

@@ -2,13 +2,14 @@
 
 ::
 
-    ELF header | PT_NOTE, one PT_LOAD a region | notes | memory of each region, page-aligned, holes stay holes
+    ELF header | PT_NOTE, one PT_LOAD a region | notes | memory of each region, holes stay holes
 
 Notes, for each vCPU: NT_PRSTATUS (the kernel's struct elf_prstatus, pr_pid is the vCPU's number plus 1), NT_FPREGSET
 (FXSAVE's 512 bytes), and ``QEMU`` (struct QEMUCPUState, by which crash finds a kernel that was moved: control
 registers, descriptor tables, segments). Sources: include/uapi/linux/elfcore.h, System V ABI chapter 5, QEMU's
 target/i386/arch_dump.c for the layout of its note. A PT_LOAD's virtual address is its physical one: guest page tables
-are the reader's to walk.
+are the reader's to walk. No memory begins at a page of the file, and no alignment is said: by that alone crash tells
+a dump of kdump's kind from one of an older kind (netdump), which it takes to be of another host.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ _PHDR = struct.Struct("<IIQQQQQQ")
 _NHDR = struct.Struct("<III")
 ET_CORE, EM_X86_64, PT_LOAD, PT_NOTE = 4, 62, 1, 4
 NT_PRSTATUS, NT_FPREGSET, NT_QEMU = 1, 2, 0
+_OFF_PAGE = 8
 _KERNEL_GS_BASE = 0xC0000102
 
 
@@ -59,9 +61,9 @@ def write_core(out: int, vcpus: list[Vcpu], wanted: list[Extent]) -> int:
     at = note_at + len(notes)
     places = []
     for extent in wanted:
-        at = -(-at // PAGE_SIZE) * PAGE_SIZE
+        at = -(-at // PAGE_SIZE) * PAGE_SIZE + _OFF_PAGE
         places.append(at)
-        headers.append(_PHDR.pack(PT_LOAD, 7, at, extent.gpa, extent.gpa, extent.size, extent.size, PAGE_SIZE))
+        headers.append(_PHDR.pack(PT_LOAD, 7, at, extent.gpa, extent.gpa, extent.size, extent.size, 0))
         at += extent.size
     identity = b"\x7fELF" + bytes([2, 1, 1]) + bytes(9)
     ehdr = _EHDR.pack(

@@ -28,13 +28,13 @@ class Endpoint:
         self.listener.close()
 
 
-def open_endpoint(option: str) -> Endpoint:
-    """The endpoint for ``--qmp OPTION``: ``unix:PATH`` or ``tcp:HOST:PORT`` (a host of IPv6 digits in brackets).
+def open_endpoint(option: str, name: str = "--qmp") -> Endpoint:
+    """The endpoint for the option ``name``: ``unix:PATH`` or ``tcp:HOST:PORT`` (a host of IPv6 digits in brackets).
 
     QEMU's ``,server=on`` and ``,wait=off`` (or ``server``, ``nowait``) may follow and say what is so anyway. One
     client at a time, as in QEMU. Raises ConfigError.
     """
-    what = f"--qmp {option}"
+    what = f"{name} {option}"
     address, *words = option.split(",")
     for word in words:
         if word not in ("server", "server=on", "nowait", "wait=off"):

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pyvmm.machine.machine import Machine
     from pyvmm.migration.manager import MigrationManager
     from pyvmm.migration.parameters import MigrationStatus
+    from pyvmm.qmp.debugging import GdbService
     from pyvmm.qmp.server import Server
 
 END_DEADLINE = 3.0
@@ -45,6 +46,7 @@ class Monitor(MachineObserver):
         self.protection: Protection | None = None
         """Of a machine that is set up for COLO."""
         self._descriptors: dict[str, int] = {}
+        self._gdb: GdbService | None = None
         self._thread = threading.Thread(target=self._main, name="qmp", daemon=True)
         machine.observers.add(self)
         self._thread.start()
@@ -82,6 +84,12 @@ class Monitor(MachineObserver):
         if self.migration.capabilities.events:
             self.emit("MIGRATION_PASS", {"pass": number})
 
+    def set_gdb(self, service: GdbService | None) -> None:
+        """In the loop's thread: the debugger's server from now on; the one before is closed."""
+        old, self._gdb = self._gdb, service
+        if old is not None:
+            old.close()
+
     def ring(self) -> None:
         """From any thread: have the server look at what there is to do."""
         with self._lock:
@@ -106,6 +114,7 @@ class Monitor(MachineObserver):
 
     def close(self) -> None:
         """End migrations, send what waits, with a deadline, and end. Called in the thread that ran the loop."""
+        self.set_gdb(None)
         if self._migration is not None:
             self._migration.close()
         if self.protection is not None:

@@ -21,7 +21,9 @@ NOT_IN_LAB = {
     "colo/test_arbiter.py": "touches no KVM",
     "linux/test_store.py": "touches no KVM",
     "colo/test_faults_at_calls.py": "starts pyvmm thousands of times in the long form",
+    "colo/test_faults_with_disks.py": "the same",
     "colo/test_pair.py::test_etcd_decides": "there is no etcd there",
+    "colo/test_arbiter_out_of_reach.py": "there is no etcd there",
 }
 """A file, or a test in it (with its class, if it has one), and why it is not repeated."""
 
@@ -39,6 +41,7 @@ TOO_LONG = {
     "colo/test_protected_network.py": A_PROCESS_EACH,
     "colo/test_replicated_disk.py": A_PROCESS_EACH,
     "colo/test_links_gone.py": A_PROCESS_EACH,
+    "colo/test_hostile_clients.py": A_PROCESS_EACH,
     "colo/test_life_of_a_pair.py": A_PROCESS_EACH,
     "colo/test_pair.py::test_protected_again_and_again": A_PROCESS_EACH,
     "colo/test_pair.py::test_a_guest_that_ends_is_over_on_both_sides": "a guest that goes on for seconds, twice",
@@ -57,6 +60,7 @@ TOO_LONG = {
     "guest/test_kut.py::test_pyvmm_test_as_tap": A_PROCESS_EACH,
     "guest/test_kut.py::test_pyvmm_test_refuses_bad_options": A_PROCESS_EACH,
     "kvm/test_cli_run.py": A_PROCESS_EACH,
+    "guest/test_book.py": A_PROCESS_EACH,
     "kvm/test_cli_streams.py": A_PROCESS_EACH,
     "kvm/test_console.py": A_PROCESS_EACH,
     "kvm/test_hostile_guest.py::test_every_port": "65,536 exits, six times",

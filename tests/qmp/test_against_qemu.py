@@ -140,7 +140,7 @@ def test_the_register_dump_has_the_same_lines(both: Both) -> None:
 
 SIMPLER = {"snapshot-save", "snapshot-load"}
 """QEMU's are jobs that write into nodes of disk images; here a tag names a file."""
-OWN_COMMANDS = {"colo-checkpoint-now", "query-colo-checkpoints", "query-colo-stats", "x-colo-protect"}
+OWN_COMMANDS = {"colo-checkpoint-now", "query-colo-checkpoints", "query-colo-stats", "x-colo-protect", "gdbserver"}
 OWN_MEMBERS = {
     "migrate-set-parameters": {"x-stall-timeout", "x-checkpoint-timeout", "x-colo-mode", "x-colo-delta"},
 }

@@ -154,6 +154,20 @@ def test_a_core_holds_the_memory_asked_for_and_holes_take_no_room(machine_with_q
                 client.execute("dump-guest-memory", part | change)
 
 
+def test_crash_takes_a_core_for_one_of_kdumps_kind(machine_with_qmp: Start, tmp_path: Path) -> None:
+    """Its rule (netdump.c, is_netdump): the first PT_LOAD is at no page of the file and says no alignment. A core that
+    does not keep it made crash 8.0.2 die at once; with it, crash shows a Debian kernel's tasks and memory.
+    """
+    core = tmp_path / "core"
+    _, client = ended(machine_with_qmp, FILL)
+    with client:
+        client.execute("dump-guest-memory", {"paging": False, "protocol": f"file:{core}"})
+    headers = core.read_bytes()[:4096]
+    note, load = (struct.unpack_from("<IIQQQQQQ", headers, 64 + 56 * index) for index in range(2))
+    assert (note[0], load[0]) == (4, 1)
+    assert load[2] % 4096 and load[7] == 0
+
+
 def _loads(core: Path) -> list[tuple[int, bytes]]:
     elf = ELFFile(io.BytesIO(core.read_bytes()))  # type: ignore[no-untyped-call]
     assert elf["e_type"] == "ET_CORE" and elf["e_machine"] == "EM_X86_64"

@@ -1,10 +1,13 @@
-"""Disks and the balloon. Source: qapi/block-core.json (query-block), qapi/machine.json (balloon)."""
+"""Disks, the balloon, network cards. Source: qapi/block-core.json (query-block), machine.json (balloon), net.json."""
 
 from __future__ import annotations
 
 import os
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from msgspec import Meta
+
+from pyvmm.migration.parameters import Parameters
 from pyvmm.qmp.arguments import QmpStruct
 from pyvmm.qmp.commands import CommandContext, command
 from pyvmm.qmp.errors import ErrorClass, QmpError
@@ -76,6 +79,18 @@ class BalloonInfo(QmpStruct):
     actual: int
 
 
+class AnnounceArguments(QmpStruct):
+    """Milliseconds, and how often. ``interfaces`` are the names that query-block's kind of ``qdev`` has behind its last
+    slash (virtio-net-0); none: all.
+    """
+
+    initial: Annotated[int, Meta(ge=1, le=100_000)]
+    max: Annotated[int, Meta(ge=1, le=100_000)]
+    rounds: Annotated[int, Meta(ge=1, le=1000)]
+    step: Annotated[int, Meta(ge=0, le=10_000)]
+    interfaces: Annotated[list[str], Meta(max_length=100)] | None = None
+
+
 def _devices(context: CommandContext, name: str) -> list[tuple[str, Any]]:
     """(section, device) of every virtio device of a kind. Their classes are not imported for a question."""
     transports = [each for each in context.machine.devices if isinstance(each, VirtioMmio)]
@@ -139,3 +154,18 @@ def _balloon(context: CommandContext) -> Any:
     if not found:
         raise QmpError("No balloon device has been activated", ErrorClass.DEVICE_NOT_ACTIVE)
     return found[0][1]
+
+
+@command("announce-self")
+def announce_self(context: CommandContext, arguments: AnnounceArguments) -> None:
+    """Tell the network where the guest is: after it was led elsewhere by hand, or its switch was exchanged."""
+    cards = {section for section, _ in _devices(context, "virtio-net")}
+    asked = cards if arguments.interfaces is None else set(arguments.interfaces)
+    if unknown := sorted(asked - cards):
+        there = ", ".join(sorted(cards)) or "none"
+        raise QmpError(f"no network card {unknown[0]!a}; there are: {there}", ErrorClass.DEVICE_NOT_FOUND)
+    parameters = Parameters(
+        announce_initial=arguments.initial, announce_max=arguments.max, announce_rounds=arguments.rounds,
+        announce_step=arguments.step,
+    )  # fmt: skip
+    context.monitor.migration.announce(parameters, lambda device: device.section_id in asked)

@@ -6,15 +6,24 @@ Also the commands that exist to be refused properly.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
+from pyvmm.errors import ConfigError
 from pyvmm.qmp.arguments import QmpStruct
 from pyvmm.qmp.command_set import migration, run_state
 from pyvmm.qmp.commands import CommandContext, command
+from pyvmm.qmp.debugging import serve_gdb
 from pyvmm.qmp.errors import QmpError
 from pyvmm.qmp.human.examine import BadExpression, examine
+from pyvmm.qmp.human.interrupt_chips import lapic_lines, pic_lines
 from pyvmm.qmp.human.memory_tree import tree_lines
+from pyvmm.qmp.human.page_tables import memory_lines, tlb_lines
 from pyvmm.qmp.human.registers import register_lines
+from pyvmm.qmp.session import Session
 from pyvmm.qmp.version import version_info
+
+if TYPE_CHECKING:
+    from pyvmm.qmp.monitor import Monitor
 
 
 class HumanMonitorArguments(QmpStruct):
@@ -46,6 +55,12 @@ def human_monitor_command(context: CommandContext, arguments: HumanMonitorArgume
 def screendump(context: CommandContext, arguments: ScreendumpArguments) -> None:
     """Refused: there is nothing to see."""
     raise QmpError("There is no console to take a screendump from: the machine has a serial line only")
+
+
+def human_lines(monitor: Monitor, line: str, cpu: int) -> list[str]:
+    """The lines of one command of somebody who is not at a QMP socket: a debugger's ``monitor``."""
+    session = Session(0, lambda _session, _request, _oob: None)
+    return _carry_out(CommandContext(monitor.machine, monitor, session), line.strip(), cpu)
 
 
 def _carry_out(context: CommandContext, line: str, cpu: int) -> list[str]:
@@ -83,6 +98,31 @@ def _registers(context: CommandContext, words: str, cpu: int) -> list[str]:
     with context.machine.standing_still():
         chosen = vcpus if words == "-a" else [vcpus[cpu]]
         return [line for vcpu in chosen for line in register_lines(vcpu)]
+
+
+def _lapic(context: CommandContext, words: str, cpu: int) -> list[str]:
+    vcpus = context.machine.vcpus
+    if words:
+        if not (words.isascii() and words.isdecimal() and len(words) < 5 and int(words) < len(vcpus)):
+            return ["No local APIC"]  # QEMU means APIC IDs; ours are the vCPUs' numbers
+        cpu = int(words)
+    with context.machine.standing_still():
+        return lapic_lines(vcpus[cpu])
+
+
+def _pic(context: CommandContext, words: str, cpu: int) -> list[str]:
+    with context.machine.standing_still():
+        return pic_lines(context.machine.vm)
+
+
+def _mem(context: CommandContext, words: str, cpu: int) -> list[str]:
+    with context.machine.standing_still():
+        return memory_lines(context.machine.memory, context.machine.vcpus[cpu].get_sregs())
+
+
+def _tlb(context: CommandContext, words: str, cpu: int) -> list[str]:
+    with context.machine.standing_still():
+        return tlb_lines(context.machine.memory, context.machine.vcpus[cpu].get_sregs())
 
 
 def _status(context: CommandContext, words: str, cpu: int) -> list[str]:
@@ -144,6 +184,14 @@ def _calc_dirty_rate(context: CommandContext, words: str, cpu: int) -> list[str]
     ]
 
 
+def _gdbserver(context: CommandContext, words: str, cpu: int) -> list[str]:
+    try:
+        address = serve_gdb(context.monitor, words or "tcp:localhost:1234")
+    except ConfigError as error:
+        return [f"Could not open gdbserver on device '{words}': {error}"]
+    return ["Disabled gdbserver" if address is None else f"Waiting for gdb connection on device '{address}'"]
+
+
 def _silently(handler: Callable[[CommandContext], None]) -> Handler:
     def carry_out(context: CommandContext, words: str, cpu: int) -> list[str]:
         handler(context)
@@ -156,11 +204,15 @@ _INFO: dict[str, Handler] = {
     "cpus": _cpus,
     "dirty_rate": _dirty_rate,
     "kvm": lambda context, words, cpu: ["kvm support: enabled"],
+    "lapic": _lapic,
+    "mem": _mem,
     "memory_size_summary": _memory_size,
     "mtree": _mtree,
     "name": lambda context, words, cpu: [context.machine.config.name],
+    "pic": _pic,
     "registers": _registers,
     "status": _status,
+    "tlb": _tlb,
     "version": lambda context, words, cpu: [version_info().package],
 }
 
@@ -168,6 +220,7 @@ _COMMANDS: dict[str, Handler] = {
     "calc_dirty_rate": _calc_dirty_rate,
     "c": _silently(run_state.cont),
     "cont": _silently(run_state.cont),
+    "gdbserver": _gdbserver,
     "help": lambda context, words, cpu: sorted([*_COMMANDS, *(f"info {topic}" for topic in _INFO)]),
     "q": _silently(run_state.quit_),
     "quit": _silently(run_state.quit_),
