@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from pyvmm.devices.device import Device
 from pyvmm.machine.event_loop import Timer
 from pyvmm.machine.machine import Machine
 from pyvmm.machine.run_state import RunState
@@ -23,8 +24,11 @@ class Announcer:
     For one that is paused devices keep the first round until it runs.
     """
 
-    def __init__(self, machine: Machine, parameters: Callable[[], Parameters]) -> None:
+    def __init__(
+        self, machine: Machine, parameters: Callable[[], Parameters], wanted: Callable[[Device], bool] = lambda _: True
+    ) -> None:
         self._machine = machine
+        self._wanted = wanted
         self._parameters = parameters
         self._timer: Timer | None = None
         self._made = 0
@@ -47,7 +51,7 @@ class Announcer:
             return
         self._made += 1
         T.migration_announce.on and T.migration_announce(self._made)
-        for device in self._machine.devices:
+        for device in filter(self._wanted, self._machine.devices):
             device.moved()
         wait = min(parameters.announce_initial + (self._made - 1) * parameters.announce_step, parameters.announce_max)
         self._timer = self._machine.loop.call_later(wait / 1000, self._round)

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 from pyvmm.errors import ChannelError, DeadlineError, PyvmmError
 from pyvmm.memory.guest_memory import GuestMemory
 from pyvmm.migration.channel import Channel, Listener
-from pyvmm.migration.loop_call import call_on_loop
+from pyvmm.migration.loop_call import begin_on_loop, call_on_loop
 from pyvmm.migration.parameters import MigrationStatus, Parameters
 from pyvmm.migration.protocol import VERSION, Go, Hello, Message, Refused, check_version, decode, expect, send_struct
 from pyvmm.migration.ram import RamReceiver
@@ -54,8 +54,8 @@ class Target(Protocol):
     def source_stands_still(self) -> None:
         """What the network sends to the guest from now on is for it here."""
 
-    def prepare(self, state: memoryview) -> Callable[[], None]:
-        """Decode and check saved state (SectionError); what applies it."""
+    def load(self, state: memoryview) -> None:
+        """Check saved state (SectionError) and apply it."""
 
     def take_over(self, running: bool) -> None:
         """Claim the disks, let the guest run if it ran at the source, and tell the network."""
@@ -170,14 +170,15 @@ class IncomingMigration:
             raise ChannelError(f"the source's machine is another one: {difference}")
         self._on_loop(lambda: target.expect_cards(hello.cards))
         send_struct(channel, Message.HELLO, Hello(VERSION, self._on_loop(target.describe)))
+        rehearsed = begin_on_loop(self._post, target.rehearse)  # while memory comes
         receiver = RamReceiver(target.memory)
         kind, payload = receive_ram(channel, receiver, Message.PREPARE, Message.COLO)
+        rehearsed()
         if kind is Message.COLO:
             if self._colo is None:
                 raise ChannelError("this pyvmm was not started with --colo secondary")
             self._colo(channel, payload, self._listener, lambda: self._change(MigrationStatus.COLO))
             return
-        self._on_loop(target.rehearse)
         with without_collections():
             channel.send(Message.READY)
             receive_ram(channel, receiver, Message.STANDSTILL)
@@ -187,15 +188,12 @@ class IncomingMigration:
 
     def _take_state(self, channel: Channel, receiver: RamReceiver, payload: memoryview) -> None:
         T.migration_incoming.on and T.migration_incoming(f"{receiver.pages} pages, {len(payload)} bytes of state")
-        self._on_loop(lambda: self._load(payload))
-        channel.send(Message.LOADED)
+        self._on_loop(lambda: self._target.load(payload))
+        channel.send(Message.LOADED)  # whatever could fail has been done: read back, too
         go: Go = decode(expect(channel, Message.GO)[1], Go)
         self._on_loop(lambda: self._take_over(go.running))
         with contextlib.suppress(ChannelError):  # the guest is ours; that the source does not hear it changes nothing
             channel.send(Message.RUNNING)
-
-    def _load(self, state: memoryview) -> None:
-        self._target.prepare(state)()
 
     def _take_over(self, running: bool) -> None:
         if self._closing:

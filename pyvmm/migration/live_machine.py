@@ -17,13 +17,13 @@ from pyvmm.migration.announcer import Announcer
 from pyvmm.migration.machine_state import (
     DESCRIPTION,
     Description,
+    StateReader,
     check_description,
     describe,
-    prepare_machine,
     save_machine,
 )
 from pyvmm.migration.parameters import Parameters
-from pyvmm.migration.sections import decode_sections, encode_sections
+from pyvmm.migration.sections import encode_sections
 from pyvmm.net.cards import MovingCard
 from pyvmm.trace import trace_group
 
@@ -40,6 +40,7 @@ class LiveMachine:
         self.memory = machine.memory
         self.dirty = machine.dirty
         self._machine = machine
+        self._reader = StateReader(machine)
         self._released = False
         self._announcer = Announcer(machine, parameters)
 
@@ -77,9 +78,14 @@ class LiveMachine:
         self._machine.resume()
         self._announcer.start()
 
-    def save(self) -> bytes:
-        """All state but RAM. StateError if the guest has ended meanwhile."""
+    def save(self) -> bytes | None:
+        """All state but RAM. StateError if the guest has ended meanwhile; ``None`` if it wants to, or a reset, which is
+        in no state: ask again after the loop has seen to it.
+        """
         self._check_alive()
+        return None if self._machine.requests_pending else self._saved()
+
+    def _saved(self) -> bytes:
         return encode_sections(save_machine(self._machine))
 
     def release(self) -> None:
@@ -144,22 +150,17 @@ class LiveMachine:
         """
         with self._machine.standing_still():
             for _ in range(REHEARSALS):
-                prepare_machine(self._machine, decode_sections(encode_sections(save_machine(self._machine))))()
+                self.load(memoryview(self._saved()))
 
     def source_stands_still(self) -> None:
         """Networks may send here."""
         for device in self._machine.devices:
             device.arriving()
 
-    def prepare(self, state: memoryview) -> Callable[[], None]:
-        """Check all sections; what applies them."""
-        apply = prepare_machine(self._machine, decode_sections(state))
-
-        def carry_out() -> None:
-            for mismatch in apply():
-                T.migration_incoming.on and T.migration_incoming(f"the host did not take {mismatch}")
-
-        return carry_out
+    def load(self, state: memoryview) -> None:
+        """Check all sections (SectionError) and apply them."""
+        for mismatch in self._reader.prepare(self._reader.decode(state))():
+            T.migration_incoming.on and T.migration_incoming(f"the host did not take {mismatch}")
 
     def take_over(self, running: bool) -> None:
         """The guest is ours."""
@@ -170,4 +171,3 @@ class LiveMachine:
         else:
             self._machine.pause()
         self._announcer.start()
-

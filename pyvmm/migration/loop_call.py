@@ -16,6 +16,11 @@ LOOP_DEADLINE = 10.0
 
 def call_on_loop(post: Callable[[Callable[[], None]], None], call: Callable[[], R]) -> R:
     """Have the loop behind ``post`` call it; what it returns or raises. DeadlineError if it does not come to it."""
+    return begin_on_loop(post, call)()
+
+
+def begin_on_loop(post: Callable[[Callable[[], None]], None], call: Callable[[], R]) -> Callable[[], R]:
+    """The same, without waiting: what waits for it is returned."""
     done = threading.Event()
     box: list[tuple[Any, Exception | None]] = []
 
@@ -26,10 +31,13 @@ def call_on_loop(post: Callable[[Callable[[], None]], None], call: Callable[[], 
             box.append((None, error))
         done.set()
 
+    def wait() -> R:
+        if not done.wait(LOOP_DEADLINE):
+            raise DeadlineError(f"the machine's loop did not answer within {LOOP_DEADLINE:g} s")
+        result, error = box[0]
+        if error is not None:
+            raise error
+        return result  # type: ignore[no-any-return]
+
     post(carry_out)
-    if not done.wait(LOOP_DEADLINE):
-        raise DeadlineError(f"the machine's loop did not answer within {LOOP_DEADLINE:g} s")
-    result, error = box[0]
-    if error is not None:
-        raise error
-    return result  # type: ignore[no-any-return]
+    return wait

@@ -45,7 +45,7 @@ from pyvmm.kvm.state import U32, U64, CpuidEntry
 from pyvmm.kvm.vm import IRQCHIPS
 from pyvmm.machine.machine import Machine
 from pyvmm.machine.run_state import RunState
-from pyvmm.migration.sections import Section, match_sections
+from pyvmm.migration.sections import KnownSections, Section, decode_sections, match_sections
 from pyvmm.trace import trace_group
 
 T = trace_group("migration")
@@ -135,18 +135,41 @@ def _section(name: str, record: msgspec.Struct) -> Section:
     return Section(name, _VERSIONS[name], msgspec.structs.asdict(record))
 
 
-def prepare_machine(machine: Machine, sections: dict[str, Section]) -> Callable[[], list[str]]:
+class StateReader:
+    """Reads streams of saved state for one machine, one after another: what is as it was is not checked again."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._known: KnownSections = {}
+        self._fitting: Section | None = None
+
+    def decode(self, stream: bytes | memoryview) -> dict[str, Section]:
+        """See :func:`decode_sections`."""
+        return decode_sections(stream, self._known)
+
+    def prepare(self, sections: dict[str, Section]) -> Callable[[], list[str]]:
+        """See :func:`prepare_machine`; ``sections`` are of :meth:`decode`."""
+        apply = prepare_machine(self._machine, sections, fitting=self._fitting)
+        self._fitting = sections[DESCRIPTION]
+        return apply
+
+
+def prepare_machine(
+    machine: Machine, sections: dict[str, Section], *, fitting: Section | None = None
+) -> Callable[[], list[str]]:
     """Check ``sections`` (hostile) against ``machine`` and return what applies them.
 
     SectionError, and nothing changed, if anything does not fit. What is returned is called in the loop's thread with
     the machine not running and its RAM in place; it gives the names of what the host did not take (nothing, on a good
-    one). KvmError from there leaves a machine that is good for nothing but another load.
+    one). KvmError from there leaves a machine that is good for nothing but another load. ``fitting`` is a description
+    known to fit: that very one is not checked again.
     """
     if DESCRIPTION not in sections:
         raise SectionError(DESCRIPTION, "name", "the section is missing")
-    description = decode_fields(DESCRIPTION, Description, sections[DESCRIPTION].data)
-    if sections[DESCRIPTION].version == _VERSIONS[DESCRIPTION]:
-        check_description(description, describe(machine))  # says more than a missing section would
+    if sections[DESCRIPTION] is not fitting:
+        description = decode_fields(DESCRIPTION, Description, sections[DESCRIPTION].data)
+        if sections[DESCRIPTION].version == _VERSIONS[DESCRIPTION]:
+            check_description(description, describe(machine))  # says more than a missing section would
     cpu_names = [f"cpu-{index}" for index in range(len(machine.vcpus))]
     match_sections(
         sections,

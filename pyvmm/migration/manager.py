@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from pyvmm.devices.device import Device
 from pyvmm.errors import ConfigError, DeadlineError, StateError
 from pyvmm.machine.ending import Ending
 from pyvmm.machine.machine import Machine
 from pyvmm.machine.observer import MachineObserver
 from pyvmm.machine.run_state import RunState
+from pyvmm.migration.announcer import Announcer
 from pyvmm.migration.channel import Channel, Listener, parse_uri
 from pyvmm.migration.dirty_rate import DirtyRateMeter
 from pyvmm.migration.incoming import IncomingMigration
@@ -73,6 +75,7 @@ class MigrationManager(MachineObserver):
         self.dirty_rate = DirtyRateMeter(machine.dirty, machine.loop)
         self._machine = machine
         self._live: LiveMachine | None = None
+        self._announcer: Announcer | None = None
         self._tell_status = tell_status
         self._tell_round = tell_round
         machine.observers.add(self)
@@ -140,6 +143,17 @@ class MigrationManager(MachineObserver):
         if capabilities.x_colo and self.colo is None:
             raise StateError("COLO is not configured: start the machine with --colo primary --arbiter A")
         self.capabilities = capabilities
+
+    def announce(self, parameters: Parameters, wanted: Callable[[Device], bool]) -> None:
+        """Tell the network where the guest is, by these devices, as often as ``parameters`` say. It takes the place of
+        an announcement by hand that is under way. StateError: the guest is not here.
+        """
+        if self._machine.run_state is not RunState.RUNNING:
+            raise StateError(f"nobody to announce: the guest does not run here ({self._machine.run_state.value})")
+        if self._announcer is not None:
+            self._announcer.stop()
+        self._announcer = Announcer(self._machine, lambda: parameters, wanted)
+        self._announcer.start()
 
     def before_resume(self) -> None:
         """The guest is about to be let run by hand. StateError, HostError: it is not this machine's to run."""

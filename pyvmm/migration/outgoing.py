@@ -15,7 +15,7 @@ from pyvmm.errors import ChannelError, DeadlineError, PyvmmError
 from pyvmm.machine.dirty_tracker import DirtyTracker, PageSet
 from pyvmm.memory.guest_memory import PAGE_SIZE, GuestMemory
 from pyvmm.migration.channel import Channel, connect
-from pyvmm.migration.loop_call import call_on_loop
+from pyvmm.migration.loop_call import LOOP_DEADLINE, call_on_loop
 from pyvmm.migration.parameters import Capabilities, MigrationStatus, Parameters
 from pyvmm.migration.protocol import VERSION, Go, Hello, Message, check_version, expect, send_struct
 from pyvmm.migration.ram import RamCounters, RamSender
@@ -60,8 +60,8 @@ class Source(Protocol):
     def resume(self) -> None:
         """Let the guest run again."""
 
-    def save(self) -> bytes:
-        """All state but RAM; the guest is paused."""
+    def save(self) -> bytes | None:
+        """All state but RAM; the guest is paused. ``None``: before that, the loop has to see to what it asked for."""
 
     def release(self) -> None:
         """Let go of disks, flushed, so that another process may write to them."""
@@ -302,10 +302,11 @@ class OutgoingMigration:
         self.standing_still = True
         self._change(MigrationStatus.DEVICE)
         paused_at = time.monotonic()
-        self._on_loop(self._pause)
-        channel.send(Message.STANDSTILL)
-        # A turn of the loop later: what the guest had asked for before it stood still (its end, a reset) is done.
-        state = self._on_loop(source.save)
+        state = self._on_loop(lambda: self._stand_still(channel))
+        while state is None:  # a turn of the loop later: what the guest had asked for is done
+            if time.monotonic() > paused_at + LOOP_DEADLINE:
+                raise DeadlineError(f"the machine's loop did not do what the guest asked for in {LOOP_DEADLINE:g} s")
+            state = self._on_loop(source.save)
         sets, before = source.dirty.harvest(), self.counters.bytes
         try:
             sender.send_dirty(sets)
@@ -334,10 +335,12 @@ class OutgoingMigration:
         self.standing_still = False
         self._change(MigrationStatus.COMPLETED)
 
-    def _pause(self) -> None:
+    def _stand_still(self, channel: Channel) -> bytes | None:
         if self._source.is_running():
             self._source.pause()
             self._paused_here = True
+        channel.send(Message.STANDSTILL)
+        return self._source.save()
 
     def _fail(self, reason: str) -> None:
         """The guest goes on as before, unless it was handed over."""

@@ -7,8 +7,9 @@
     hello    {version, description,      -------->  the same machine? nothing is changed if not
               cards}                                has the guest's places in networks, too, its taps down
                                          <--------  hello, or refused {reason}
-    ram, ram, ...  pass {round}          -------->  written to memory; again for each round
-    prepare                              -------->  does everything once that it will have to do while nothing runs
+    ram, ram, ...  pass {round}          -------->  written to memory; again for each round; meanwhile it does once
+                                                    everything that it will have to do while nothing runs
+    prepare                              -------->  has it done that?
                                          <--------  ready
       (pauses the guest)
     standstill                           -------->  sets its taps up: frames for the guest wait here from now on

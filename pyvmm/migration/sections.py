@@ -76,8 +76,15 @@ def encode_sections(sections: Iterable[Section]) -> bytes:
     return bytes(out)
 
 
-def decode_sections(stream: bytes | bytearray | memoryview) -> dict[str, Section]:
+KnownSections = dict[str, tuple[bytes, Section]]
+"""Sections of an earlier stream by name, as they stood there and as they were decoded."""
+
+
+def decode_sections(stream: bytes | bytearray | memoryview, known: KnownSections | None = None) -> dict[str, Section]:
     """All sections of ``stream`` (hostile) by name, in their order.
+
+    What stands in ``known`` byte for byte is taken from there, and ``known`` is what this stream holds afterwards: most
+    of a machine is the same at one checkpoint and the next.
 
     Raises SectionError, which names the section (``(stream)`` if it is none's) and what is wrong: not such a stream, a
     newer format, truncated, a wrong CRC, a name that comes twice, fields that are none, something behind the end.
@@ -95,6 +102,8 @@ def decode_sections(stream: bytes | bytearray | memoryview) -> dict[str, Section
         name_size, version, size = _HEAD.unpack_from(_piece(view, at, _HEAD.size, "(stream)", "section"))
         if name_size == 0:
             _check_end(view, at, version, size, len(found))
+            for gone in (known or {}).keys() - found.keys():
+                del (known or {})[gone]
             return found
         if name_size > NAME_MAX or size > PAYLOAD_MAX or len(found) == SECTIONS_MAX:
             problem = f"a name of {name_size} bytes, fields of {size}, or too many sections"
@@ -108,8 +117,18 @@ def decode_sections(stream: bytes | bytearray | memoryview) -> dict[str, Section
             raise SectionError(ascii(name), "name", "is not printable ASCII")
         if name in found:
             raise SectionError(name, "name", "there are two sections of this name")
-        found[name] = Section(name, version, _fields(name, body[_HEAD.size + name_size :]))
+        found[name] = _section(name, version, body, size, known)
         at += body_size + _CRC.size
+
+
+def _section(name: str, version: int, body: memoryview, size: int, known: KnownSections | None) -> Section:
+    if known is None:
+        return Section(name, version, _fields(name, body[len(body) - size :]))
+    raw = bytes(body)
+    before = known.get(name)
+    if before is None or before[0] != raw:
+        before = known[name] = raw, Section(name, version, _fields(name, body[len(body) - size :]))
+    return before[1]
 
 
 def match_sections(found: Mapping[str, Section], expected: Mapping[str, int]) -> None:

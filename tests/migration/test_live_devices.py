@@ -169,3 +169,26 @@ def test_a_guest_answers_on_the_card_that_it_has_now(start: Start, tmp_path: Pat
             send(after, b"quit")
             assert to.end()[0] == 33
             source.quit()
+
+
+def test_the_network_is_told_by_hand(start: Start, tmp_path: Path) -> None:
+    """announce-self: as often as it says, by the cards it names, and only for a guest that is here."""
+    switch = Switch(tmp_path / "net")
+    guest = (ECHO, "--append", f"ip={GUEST}", "--net", f"stream:unix:{tmp_path}/net,mac=52:54:00:00:00:07")
+    times = {"initial": 10, "max": 20, "step": 5, "rounds": 3}
+    with switch.server:
+        one = start("one", *guest)
+        with switch.accept() as peer:
+            one.wait_for_text(f"net-echo: {GUEST} at ".encode())
+            with pytest.raises(CommandError, match="no network card 'eth0'; there are: virtio-net"):
+                one.qmp.execute("announce-self", {**times, "interfaces": ["eth0"]})
+            one.qmp.execute("announce-self", {**times, "interfaces": []})
+            assert echoed(peer, b"nobody was named") == 0
+            for _ in range(2):
+                one.qmp.execute("announce-self", times)
+                assert [receive(peer) for _ in range(3)] == [self_announcement(GUEST_MAC)] * 3
+            assert echoed(peer, b"no more than that") == 0
+            one.qmp.execute("stop")
+            with pytest.raises(CommandError, match="does not run here"):
+                one.qmp.execute("announce-self", times)
+            one.quit()

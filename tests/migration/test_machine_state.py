@@ -14,7 +14,7 @@ from pyvmm.machine.config import MachineConfig
 from pyvmm.machine.device_config import RngConfig
 from pyvmm.machine.machine import Machine
 from pyvmm.memory.guest_memory import Region
-from pyvmm.migration.machine_state import load_machine, prepare_machine, save_machine
+from pyvmm.migration.machine_state import StateReader, load_machine, prepare_machine, save_machine
 from pyvmm.migration.sections import Section, decode_sections, encode_sections
 
 Sections = dict[str, Section]
@@ -52,6 +52,20 @@ def steady(sections: Sections) -> dict[str, Any]:
             data["msrs"] = {i: v for i, v in data["msrs"].items() if i not in RUNNING_MSRS}
             del data["tsc_offset"]
     return fields
+
+
+def test_a_reader_that_has_seen_a_machine_before_still_checks(make: Callable[..., Machine]) -> None:
+    machine, other = make(), make(memory=4 << 20)
+    reader = StateReader(machine)
+    good = encode_sections(save_machine(machine))
+    for _ in range(2):
+        assert reader.prepare(reader.decode(good))() == []
+    with pytest.raises(SectionError, match="memory"):
+        reader.prepare(reader.decode(encode_sections(save_machine(other))))
+    sections = change(saved(machine), "cpu-0", msrs={})
+    with pytest.raises(SectionError, match="msrs"):
+        reader.prepare(reader.decode(encode_sections(sections.values())))
+    assert reader.prepare(reader.decode(good))() == []
 
 
 @pytest.mark.parametrize("cpus", [1, 3])

@@ -219,14 +219,27 @@ def test_any_damage_to_a_compressed_chain_is_refused(
         del content[data.draw(place) :]
     (tmp_path / whose).write_bytes(content)
     # A page's number may be damaged such that it still is one: that is for the CRC to find.
-    with (
-        pytest.raises((ImageError, SectionError, ConfigError)) as refused,
-        SnapshotChain(str(tmp_path / "top.pvsnap")) as opened,
-    ):
-        for file in opened.files:
-            decode_state(file)
-        verify_ram(opened)
-    assert "\n" not in str(refused.value)
+    try:
+        with SnapshotChain(str(tmp_path / "top.pvsnap")) as opened:
+            for file in opened.files:
+                decode_state(file)
+            verify_ram(opened)
+    except (ImageError, SectionError, ConfigError) as refused:
+        assert "\n" not in str(refused)
+    else:  # some bits of a zstd frame mean nothing: it says the same without them
+        assert unpacked(tmp_path / whose) == unpacked(chain.with_name(whose))
+
+
+def unpacked(path: Path) -> bytes:
+    """All of the pages in a compressed file; zeros where it has none."""
+    with SnapshotFile(str(path)) as file, path.open("rb") as raw:
+        part = file.header.ram[0]
+        region = Region(part.gpa, part.size, "unpacked")
+        try:
+            snapshot_zstd.read_compressed(str(path), raw.fileno(), part.offset, part.length, region)
+            return region.pages(0, part.size // PAGE_SIZE)
+        finally:
+            region.close()
 
 
 def decode_state(file: SnapshotFile) -> None:

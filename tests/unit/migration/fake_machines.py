@@ -113,12 +113,12 @@ class Machine:
     def source_stands_still(self) -> None:
         self.waits = True
 
-    def prepare(self, state: memoryview) -> Callable[[], None]:
+    def load(self, state: memoryview) -> None:
         try:
             decoded = msgspec.msgpack.decode(state)
         except msgspec.DecodeError as error:
             raise SectionError("all", "(state)", str(error)) from None
-        return lambda: self.state.update(decoded)
+        self.state.update(decoded)
 
     def release(self) -> None:
         assert not self.running

@@ -46,6 +46,20 @@ def test_what_is_encoded_is_decoded(sections: list[Section]) -> None:
     assert list(decoded.values()) == sections
 
 
+@given(st.lists(SECTIONS, min_size=2, max_size=4), st.data())
+def test_what_came_before_changes_nothing(streams: list[list[Section]], data: st.DataObject) -> None:
+    """A reader that remembers finds in each stream what one finds that does not; damage is found, too."""
+    known: dict[str, tuple[bytes, Section]] = {}
+    for sections in [*streams, streams[-1]]:
+        stream = bytearray(encode_sections(sections))
+        assert list(decode_sections(stream, known).values()) == sections
+        assert known.keys() == {section.name for section in sections}
+        bit = data.draw(st.integers(0, len(stream) * 8 - 1))
+        stream[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(SectionError):
+            decode_sections(stream, known)
+
+
 @settings(max_examples=300)
 @given(st.data())
 def test_any_damage_is_refused(data: st.DataObject) -> None:
