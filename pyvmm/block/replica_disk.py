@@ -63,11 +63,16 @@ class ReplicaOverlay(Overlay):
     def close(self) -> None:
         """As any overlay; a survivor's disk is a plain one again then. OSError."""
         replica, self.replica = self.replica, None
+        was_the_guest = replica is not None and replica.over
         try:
             if replica is not None:
                 replica.end()
         finally:
-            super().close()
+            try:
+                super().close()
+            except OSError:
+                if was_the_guest:  # else nobody misses it, and what failed has been told
+                    raise
 
     def claim(self) -> None:
         """It is ours from the beginning."""

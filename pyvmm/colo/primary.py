@@ -28,7 +28,7 @@ from pyvmm.colo.session import CheckpointTimes, ColoSession, ExitReason
 from pyvmm.colo.staging import Staging
 from pyvmm.errors import ChannelError, HostError, PyvmmError, StateError
 from pyvmm.migration.channel import Channel
-from pyvmm.migration.loop_call import call_on_loop
+from pyvmm.migration.loop_call import begin_on_loop, call_on_loop
 from pyvmm.migration.parameters import Parameters
 from pyvmm.migration.protocol import Message as MigrationMessage
 from pyvmm.migration.protocol import decode, expect, send_struct
@@ -213,9 +213,11 @@ class Primary:
         try:
             copied = self._copy(times.epoch)
             if not staging.overflowed:
-                self._on_loop(side.go_on)
-                times.pause = time.perf_counter() - stopped
-            conversation.send(Message.VMSTATE_SEND)
+                resumed = begin_on_loop(self._post, self._go_on)
+                conversation.send(Message.VMSTATE_SEND)
+                times.pause = resumed() - stopped
+            else:
+                conversation.send(Message.VMSTATE_SEND)
             staging.shrink(self._parameters().x_colo_delta)
             times.size = size_of(staging.size, len(copied.state))
             conversation.send_state(with_checksum(self._pieces(copied)), times.size)
@@ -237,12 +239,15 @@ class Primary:
 
     def _copy(self, epoch: int) -> Copied:
         """The guest stands still then."""
-        self._on_loop(self._side.pause)
         for _ in range(TURNS):
             copied = self._on_loop(lambda: self._side.copy(self._staging, self._cards, self._disks, epoch))
             if copied is not None:
                 return copied
         raise StateError("what the guest asked for is never seen to")
+
+    def _go_on(self) -> float:
+        self._side.go_on()
+        return time.perf_counter()
 
     def _pieces(self, copied: Copied) -> Iterator[bytes | memoryview]:
         session = self._session

@@ -15,8 +15,8 @@ from pyvmm.machine.ending import Ending
 from pyvmm.machine.machine import Machine
 from pyvmm.machine.output_hold import Mode as OutputMode
 from pyvmm.machine.run_state import RunState
-from pyvmm.migration.machine_state import prepare_machine, save_machine
-from pyvmm.migration.sections import decode_sections, encode_sections
+from pyvmm.migration.machine_state import StateReader, save_machine
+from pyvmm.migration.sections import encode_sections
 
 LOST = "colo-lost"
 """Kind of the ending of a machine whose guest the other side owns."""
@@ -40,6 +40,7 @@ class ReplicatedMachine:
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         self._paused_here = False
+        self._reader = StateReader(machine)
         self._put_off: Callable[[], None] | None = None
         """What the replica would have done, had it been the guest."""
 
@@ -52,12 +53,12 @@ class ReplicatedMachine:
             self._paused_here = True
 
     def copy(self, staging: Staging, cards: PrimaryCards, disks: PrimaryDisks, epoch: int) -> Copied | None:
-        """A moment of the guest, which stands still: ``epoch`` begins. ``None``: it wants something that is in no state
-        yet (its end, a reset); ask again after the loop has seen to it.
+        """A moment of the guest, which stands still from here on: ``epoch`` begins. ``None``: it wants something that
+        is in no state yet (its end, a reset); ask again after the loop has seen to it.
         """
+        self.pause()
         if self.machine.requests_pending:
             return None
-        self.pause()  # again, if somebody let it run by hand meanwhile
         self.machine.end_if_halted()
         began = time.perf_counter()
         state = encode_sections([*save_machine(self.machine), *cards.sections()])
@@ -107,9 +108,9 @@ class ReplicatedMachine:
         self, state: memoryview, cards: SecondaryCards, disks: SecondaryDisks, epoch: int
     ) -> Callable[[], None]:
         """Check saved state; SectionError. What applies it, with the memory in place."""
-        sections = decode_sections(state)
+        sections = self._reader.decode(state)
         records = cards.decode(sections)
-        apply = prepare_machine(self.machine, sections)
+        apply = self._reader.prepare(sections)
 
         def carry_out() -> None:
             disks.commit(epoch)

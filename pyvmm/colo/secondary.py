@@ -101,6 +101,8 @@ class Secondary:
         except BaseException as error:
             self._close_streams()
             session.end("error", str(error))
+            if isinstance(error, ChannelError):
+                raise ChannelError(f"{error}, before there was a pair") from None
             raise
         entered()
         try:

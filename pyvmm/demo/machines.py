@@ -23,6 +23,7 @@ LOOK = 0.02
 START_DEADLINE = 60.0
 QUIT_DEADLINE = 15.0
 ALONE_DEADLINE = 60.0
+PROTECT_DEADLINE = 120.0
 LAST_WORDS = 400
 FOLDER_PREFIX = "pyvmm-demo-"
 
@@ -90,6 +91,23 @@ class Vm:
         """
         won = self.colo()["mode"] == "none" and self.failovers() > before
         return bool(won and self.ask("query-status", oob=True)["status"] == "running")
+
+    def protect(self, secondary: Vm, *, mode: str, tls_creds: Path) -> None:
+        """Have this machine's guest protected by ``secondary``, which waits. HostError says why it is not."""
+        self.ask("migrate-set-parameters", {"x-colo-mode": mode, "tls-creds": str(tls_creds)})
+        self.ask("x-colo-protect", {"uri": secondary.host.replication_uri})
+
+        def protected() -> bool:
+            status = self.colo()
+            if status["mode"] == "primary" and status["x-epoch"]:
+                return True
+            info = self.ask("query-migrate", oob=True)
+            if info.get("status") in ("failed", "cancelled", "completed"):
+                why = info.get("error-desc") or status.get("x-problem") or info["status"]
+                raise HostError(f"{self.name} is not protected by {secondary.name}: {why}")
+            return False
+
+        self.wait_for(protected, "protection", PROTECT_DEADLINE)
 
     def check_alive(self) -> None:
         """HostError."""

@@ -28,7 +28,6 @@ from pyvmm.errors import DeadlineError, HostError, PyvmmError
 NAMES = ("alice", "bob", "carol", "dave", "erin", "frank", "grace", "heidi")
 READY_DEADLINE = 240.0
 """Linux boots in half a minute where its kernel is emulated, and other machines want the CPU, too."""
-PROTECT_DEADLINE = 120.0
 BEFORE, ALONE = 0.4, 0.2
 """Shares of the clients' time for a failure: before it; and with the survivor alone. The rest is the next pair's."""
 WARM_UP_DEADLINE = 60.0
@@ -173,22 +172,7 @@ class _Story:
 
     def _protect(self, primary: Vm, secondary: Vm) -> None:
         began = time.monotonic()
-        primary.ask("migrate-set-parameters", {
-            "x-colo-mode": self._options.mode, "tls-creds": str(self._folder / "tls"),
-        })  # fmt: skip
-        primary.ask("x-colo-protect", {"uri": secondary.host.replication_uri})
-
-        def protected() -> bool:
-            status = primary.colo()
-            if status["mode"] == "primary" and status["x-epoch"]:
-                return True
-            info = primary.ask("query-migrate", oob=True)
-            if info.get("status") in ("failed", "cancelled", "completed"):
-                why = info.get("error-desc") or status.get("x-problem") or info["status"]
-                raise HostError(f"{primary.name} is not protected by {secondary.name}: {why}")
-            return False
-
-        primary.wait_for(protected, "protection", PROTECT_DEADLINE)
+        primary.protect(secondary, mode=self._options.mode, tls_creds=self._folder / "tls")
         took = time.monotonic() - began
         self._say(f"{secondary.name} protects {primary.name}'s guest: {took:.2f} s", "protected")
 

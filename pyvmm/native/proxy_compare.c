@@ -75,12 +75,14 @@ static struct pv_held *hold(struct pv_compare *c, enum pv_compare_side side, con
 static int lose(struct pv_compare *c, struct pv_connection *at, uint64_t epoch, enum pv_compare_reason reason)
 {
 	c->counters.dropped++;
-	if (epoch != c->compared)
+	if (epoch != c->compared) {
 		c->apart.epoch = epoch; /* found at the commit */
-	else if (at)
+		c->lost = reason;
+	} else if (at) {
 		pv_compare_want(c, at, reason, 0, NULL, 0, NULL, 0);
-	else
+	} else {
 		pv_compare_notify(c, NULL, reason);
+	}
 	return PV_COMPARE_TAKEN;
 }
 

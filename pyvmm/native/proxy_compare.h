@@ -161,6 +161,7 @@ struct pv_compare {
 	struct pv_flow_table table;
 	struct pv_flow_list busy, idle;
 	struct pv_connection apart;       /* the primary's frames that wait for a commit, whatever comes */
+	enum pv_compare_reason lost;      /* why one of the secondary's, of epoch apart.epoch, could not be kept */
 	struct pv_held *out, **out_end;
 	uint64_t out_count;
 	uint64_t held_bytes[2];           /* with those in `out` */

@@ -115,9 +115,13 @@ static void commit(struct pv_compare *c, uint64_t epoch, uint64_t now)
 		pv_compare_settle(c, at, now);
 	}
 	const struct pv_held *apart = c->apart.side[PV_PRIMARY].first;
-	if (c->mode == PV_COMPARE_HYBRID && (apart || c->apart.epoch == epoch))
-		pv_compare_notify(c, NULL, apart && c->limits.policy[apart->packet.class] == PV_POLICY_CHECKPOINT ?
+	if (c->mode != PV_COMPARE_HYBRID)
+		return;
+	if (apart)
+		pv_compare_notify(c, NULL, c->limits.policy[apart->packet.class] == PV_POLICY_CHECKPOINT ?
 					   PV_DUE_POLICY : PV_DUE_CONNECTIONS);
+	else if (c->apart.epoch == epoch)
+		pv_compare_notify(c, NULL, c->lost);
 }
 
 int pv_compare_commit(struct pv_compare *c, uint64_t epoch, uint64_t now)

@@ -29,7 +29,8 @@ def image(folder: Path, name: str, sectors: int = SECTORS) -> Path:
 
 
 def numbers_in(output: bytes) -> list[int]:
-    return [int(number) for number in re.findall(rb"^wrote ([0-9]+)\r?$", output, re.M)]
+    """A line that was cut short at the end does not count."""
+    return [int(number) for number in re.findall(rb"^wrote ([0-9]+)\r?\n", output, re.M)]
 
 
 def check_disk(path: Path, last: int) -> None:

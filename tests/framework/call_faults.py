@@ -5,9 +5,10 @@
     python -m tests.framework.call_faults LOG PATH [FAULT] -- PROGRAM ARGUMENT...
 
 PATH is the unix socket that the destination, or secondary, listens at. The first connection there is the *line* (the
-migration's, and then the replication's), the second the *beat* (the heartbeat's). *kvm* is every ioctl on KVM's
-descriptors but KVM_RUN, *arbiter* what syncs, renames or locks a file. Calls are numbered from 1 for each of them, in
-two phases: *move* from the first call on the line, *pair* from the first on the beat. LOG gets a line
+migration's, and then the replication's), the second the *beat* (the heartbeat's), one more is the *third* (the disks',
+of a guest without cards). *kvm* is every ioctl on KVM's descriptors but KVM_RUN, *disk* what writes or syncs a file
+with ``.img`` in its name, *arbiter* what syncs, renames or locks another one. Calls are numbered from 1 for each of
+them, in two phases: *move* from the first call on the line, *pair* from the first on the beat. LOG gets a line
 ``PHASE.LABEL N CALL`` for each; a fault adds ``! WHAT``.
 
 FAULT is ``PHASE.LABEL:N:WHAT``. WHAT is ``kill`` (SIGKILL before the call), ``after`` (behind it), ``short`` (a
@@ -32,12 +33,14 @@ from typing import Any
 from tests.framework.traced import IOCTL, Traced, end_as_it_did
 
 CALLS = {
-    42: "connect", 44: "sendto", 45: "recvfrom", 46: "sendmsg", 47: "recvmsg", 48: "shutdown", 73: "flock",
-    74: "fsync", 82: "rename", 288: "accept4",
+    18: "pwrite64", 42: "connect", 44: "sendto", 45: "recvfrom", 46: "sendmsg", 47: "recvmsg", 48: "shutdown",
+    73: "flock", 74: "fsync", 75: "fdatasync", 82: "rename", 288: "accept4", 328: "pwritev2",
 }  # fmt: skip
 """x86-64's."""
 _TRANSFERS = {44, 45}
 _STORING = {73, 74, 82}
+_WRITING = {18, 74, 75, 328}
+_CONNECTIONS = ("line", "beat", "third")
 _PIDFD_OPEN, _PIDFD_GETFD, _TGKILL = 434, 438, 234
 
 
@@ -155,12 +158,14 @@ class CallTracer(Traced):
                 self.go_on(thread)
 
     def _label(self, thread: int, registers: Any) -> str:
-        if registers.orig_rax in _STORING:
-            return "arbiter"
         try:
             target = os.readlink(f"/proc/{thread}/fd/{registers.rdi}")
-        except FileNotFoundError:
-            return ""  # another thread has closed it
+        except OSError:  # another thread has closed it; or this is no descriptor (rename)
+            target = ""
+        if registers.orig_rax in _WRITING and ".img" in target:
+            return "disk"
+        if registers.orig_rax in _STORING:
+            return "arbiter"
         if registers.orig_rax == IOCTL:
             return "kvm"
         if target not in self._sockets and target.startswith("socket:"):
@@ -184,7 +189,8 @@ class CallTracer(Traced):
                 return None
         if self._path not in ends:
             return ""
-        return "beat" if "line" in self._sockets.values() else "line"
+        known = sum(bool(label) for label in self._sockets.values())
+        return _CONNECTIONS[min(known, len(_CONNECTIONS) - 1)]
 
 
 def main(arguments: list[str]) -> int:

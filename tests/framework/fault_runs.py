@@ -10,7 +10,7 @@ import os
 import random
 import select
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +44,17 @@ class Case:
     def parse(text: str) -> Case:
         form, side, fault = text.split("/")
         return Case(form, side, Fault.parse(fault))
+
+
+def table(forms: Iterable[str], calls: Mapping[tuple[str, str], tuple[int, Sequence[str]]]) -> list[Case]:
+    """All cases. ``calls``: for a side and a place how many calls there are, and what may happen at each."""
+    return [
+        Case(form, side, Fault(place, number, what))
+        for form in forms
+        for (side, place), (count, whats) in calls.items()
+        for number in range(1, count + 1)
+        for what in whats
+    ]
 
 
 def chosen(table: Sequence[Case], count: int, seed: int) -> list[Case]:

@@ -86,7 +86,7 @@ class Guest:
 
     def copy(self, staging: Any, cards: Any, disks: Any, epoch: int) -> Copied:
         with self.lock:
-            assert not self.runs
+            self.pause()
             self.hold.mark()
             return Copied(STATE.pack(self.count), self._paused_here, 0.0, 0.0)
 

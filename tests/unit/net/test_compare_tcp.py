@@ -322,6 +322,15 @@ def test_a_full_queue_is_a_checkpoint_and_no_loss() -> None:
     assert (pair.why, pair.waiting) == (Reason.SECONDARY_FULL, (0, 0))
 
 
+def test_a_queue_that_overflowed_before_its_epoch_was_compared_says_so_then() -> None:
+    pair = Pair()
+    pair.compare.begin_epoch(2)
+    pair.secondary(*(data(i, b"x") for i in range(1030)), epoch=2)
+    assert pair.why is None
+    pair.compare.commit(2, 0)
+    assert pair.why is Reason.SECONDARY_FULL
+
+
 def test_no_more_memory_is_told_to_the_caller() -> None:
     compare = Compare(CompareTunables(max_bytes=1 << 20))
     compare.set_mode(Mode.HOLD, 1, 0)
