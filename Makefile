@@ -10,9 +10,9 @@ PYTHON := .venv/bin/python
 PACKAGES := gcc make libc6-dev linux-libc-dev python3-dev python3-venv \
 	flex bison bc libelf-dev libssl-dev xz-utils cpio \
 	linux-source-6.12 busybox-static erofs-utils acpica-tools gdb \
-	qemu-system-x86 squashfs-tools strace etcd-server libseccomp2 chromium
+	qemu-system-x86 squashfs-tools strace etcd-server libseccomp2 chromium tcpdump
 
-.PHONY: run linux test lab-test lab-shell torture setup packages venv native guests kernel rootfs lint unit bench clean
+.PHONY: run linux test lab-test lab-shell torture setup packages venv native guests kernel rootfs lint unit bench docs clean
 
 # In network namespaces of its own, which only root may make. build/demo/report.html shows what happened.
 run: setup
@@ -39,10 +39,11 @@ lab-shell: setup
 torture: setup
 	PYVMM_LAB=long $(PYTHON) -m pytest -rP tests/linux/test_migration_under_load.py
 	PYVMM_LAB=long $(PYTHON) -m pytest -rP tests/migration/test_faults_at_calls.py \
-	  tests/migration/test_faults_on_the_line.py tests/colo/test_faults_at_calls.py tests/colo/test_links_gone.py \
+	  tests/migration/test_faults_on_the_line.py tests/colo/test_faults_at_calls.py tests/colo/test_faults_with_disks.py \
+	  tests/colo/test_links_gone.py tests/colo/test_hostile_clients.py \
 	  tests/unit/colo/test_protocol_and_arbiter.py
 	PYVMM_LAB=long $(PYTHON) -m pytest tests/lab
-	.venv/bin/pyvmm colo demo --kill primary,secondary,link --kills 150 --seconds 5 --report build/torture
+	.venv/bin/pyvmm colo demo --kill primary,secondary,link --kills 150 --seconds 3 --report build/torture
 
 setup: packages venv guests rootfs kernel
 
@@ -89,6 +90,9 @@ unit: venv
 
 bench: setup
 	for b in bench/*.py; do $(PYTHON) $$b || exit 1; done
+
+docs: venv
+	$(PYTHON) -m pyvmm.cli.reference docs
 
 clean:
 	rm -rf build pyvmm/native/*.so pyvmm/native/_native.c .venv

@@ -18,7 +18,7 @@ from tests.lab.selection import is_in_lab
 
 settings.register_profile("pyvmm", deadline=None)  # a busy machine is no reason to fail; pytest's timeout is one
 settings.load_profile("pyvmm")
-KVM_FOLDERS = {"kvm", "guest", "linux", "qmp", "migration", "colo"}
+KVM_FOLDERS = {"kvm", "guest", "linux", "qmp", "migration", "colo", "gdb"}
 
 
 def _kvm_problem() -> str | None:
