@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from pyvmm.errors import KvmError, StateError
-from pyvmm.host.dirty_log import Method
+from pyvmm.host.dirty_log import Method, ring_problem
+from pyvmm.host.profile import load_profile
 from pyvmm.kvm.vm import Vm
 from pyvmm.machine.builder import build_machine, install_kick_signal
 from pyvmm.machine.config import MachineConfig
@@ -30,8 +31,6 @@ def machine_of(tmp_path: Path, method: Method, append: str) -> Machine:
         serial=f"file:{tmp_path / 'output'}",
     )  # fmt: skip
     install_kick_signal()
-    from pyvmm.host.profile import load_profile
-
     return build_machine(config, frozenset(load_profile().quirks))
 
 
@@ -63,6 +62,20 @@ def contents(machine: Machine) -> bytes:
 
 @pytest.mark.parametrize("method", ["bitmap", "ring"])
 def test_every_changed_page_is_in_a_harvest_and_few_others_are(tmp_path: Path, method: Method) -> None:
+    tries = 5
+    for attempt in range(tries):
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        try:
+            harvest_while_the_guest_writes(folder, method)
+            return
+        except StateError as error:
+            # Where KVM shadows page tables a ring may overrun whatever we do: then it has to be said, and is.
+            assert method == "ring" and ring_problem(load_profile()) and "--dirty-log bitmap" in str(error)
+    pytest.fail(f"the ring overran in each of {tries} machines")
+
+
+def harvest_while_the_guest_writes(tmp_path: Path, method: Method) -> None:
     with machine_of(tmp_path, method, f"pages={PAGES} period=50 rounds=0") as machine:
         assert machine.dirty.method == method, "this host has no dirty rings"
         machine.start()
