@@ -14,12 +14,14 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "pyvmm"
 
-_BASE = {"errors", "trace", "native"}
+_BASE = {"errors", "trace", "native", "registers"}
 _LOW = _BASE | {"memory"}
 _DEVICES = _LOW | {"devices", "virtio", "block", "net"}
 _MACHINE = _DEVICES | {"kvm", "arch", "host"}
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
+    "registers": set(),
+    "svg": set(),
     "trace": {"errors"},
     "native": {"errors"},
     "kvm": _BASE,
@@ -36,8 +38,9 @@ LAYERS: dict[str, set[str]] = {
     "gdb": _MACHINE | {"machine"},
     "qmp": _MACHINE | {"machine", "migration", "colo", "gdb"},
     "testing": {"errors"},
-    "demo": _MACHINE | {"machine", "migration", "colo", "qmp"},
-    "cli": _MACHINE | {"machine", "migration", "colo", "qmp", "testing", "demo"},
+    "explain": _MACHINE | {"machine", "gdb", "svg"},
+    "demo": _MACHINE | {"svg", "machine", "migration", "colo", "qmp"},
+    "cli": _MACHINE | {"machine", "migration", "colo", "qmp", "testing", "demo", "explain"},
     "__main__": {"cli"},
     "api": _LOW | {"kvm", "arch", "host"},
     "__init__": {"api"},

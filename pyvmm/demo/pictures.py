@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pyvmm.demo.outcome import Mark, Outcome
-from pyvmm.demo.svg import Scale, decade_scale, dots, element, rows_for, steps, time_axis, vertical_axis
 from pyvmm.demo.topology import BRIDGE, CLIENT, GUEST, REPLICATION_PORT, TAP, Topology
+from pyvmm.svg import Scale, decade_scale, dots, element, rows_for, steps, time_axis, vertical_axis
 
 WIDTH, LEFT, RIGHT = 1100.0, 84.0, 1084.0
 LETTER, ROW = 6.4, 17.0

@@ -19,6 +19,7 @@ from msgspec import Meta
 from pyvmm.devices.device import IrqLine
 from pyvmm.devices.irq import IrqOutput
 from pyvmm.devices.state import DeviceState, StatefulDevice
+from pyvmm.registers import Bit, Register, RegisterTable
 from pyvmm.trace import trace_group
 
 T = trace_group("devices")
@@ -41,6 +42,18 @@ CNT_BM_RLD = 1 << 1
 CNT_SLP_TYP_SHIFT = 10
 CNT_SLP_TYP = 7 << CNT_SLP_TYP_SHIFT
 CNT_SLP_EN = 1 << 13
+
+_EVENTS = (Bit(GLOBAL_LOCK, "GBL"), Bit(POWER_BUTTON, "PWRBTN", "the power button"), Bit(RTC_ALARM, "RTC"))
+TABLE = RegisterTable("ACPI power management", (
+    Register(PM1_STS, "PM1_STS", "events, cleared by writing ones", size=2, bits=(*_EVENTS, Bit(WAKE, "WAK"))),
+    Register(PM1_EN, "PM1_EN", "events that raise the SCI", size=2, bits=_EVENTS),
+    Register(PM1_CNT, "PM1_CNT", "control", size=2, bits=(
+        Bit(CNT_SCI_EN, "SCI_EN"), Bit(CNT_BM_RLD, "BM_RLD"), Bit(CNT_SLP_TYP, "SLP_TYP", "5: off"),
+        Bit(CNT_SLP_EN, "SLP_EN", "sleep now"),
+    )),
+    Register(GPE0_STS, "GPE0_STS", "general events", bits=(Bit(GPE_GENERATION, "VMGENID"),)),
+    Register(GPE0_EN, "GPE0_EN", "general events that raise the SCI", bits=(Bit(GPE_GENERATION, "VMGENID"),)),
+))  # fmt: skip
 
 _ENABLE_BITS = GLOBAL_LOCK | POWER_BUTTON | RTC_ALARM
 _CONTROL_BITS = CNT_BM_RLD | CNT_SLP_TYP
@@ -72,6 +85,7 @@ class AcpiPm(StatefulDevice[AcpiPmState]):
     """``sci`` is a level line; ``on_sleep(sleep_type)`` is called when the guest sets SLP_EN."""
 
     section_id = "acpi-pm"
+    registers = TABLE
 
     def __init__(self, on_sleep: Callable[[int], None], sci: IrqLine | None = None) -> None:
         super().__init__(AcpiPmState)

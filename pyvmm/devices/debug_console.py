@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pyvmm.devices.device import Output, PortHint
 from pyvmm.devices.state import DeviceState, StatefulDevice
+from pyvmm.registers import Register, RegisterTable
 
 READBACK = 0xE9
 
@@ -16,6 +17,7 @@ class DebugConsole(StatefulDevice[DebugConsoleState]):
     """Always a sink: the native loop may collect its writes and answer its reads."""
 
     section_id = "debug-console"
+    registers = RegisterTable("debug console", (Register(0, "CONSOLE", "the byte goes out"),))
 
     def __init__(self, output: Output, hint: PortHint | None = None) -> None:
         super().__init__(DebugConsoleState)

@@ -9,6 +9,7 @@ from msgspec import Meta
 
 from pyvmm.devices.state import DeviceState, StatefulDevice
 from pyvmm.errors import ConfigError
+from pyvmm.registers import Register, RegisterTable
 from pyvmm.trace import trace_group
 
 T = trace_group("devices")
@@ -29,6 +30,7 @@ class DebugExit(StatefulDevice[DebugExitState]):
     """``size`` ports (1, 2 or 4); any write calls ``on_exit(value)``. Reads give 0, as in QEMU."""
 
     section_id = "debug-exit"
+    registers = RegisterTable("isa-debug-exit", (Register(0, "EXIT", "ends the machine", size=4),))
 
     def __init__(self, on_exit: Callable[[int], None], size: int = 1) -> None:
         if size not in (1, 2, 4):

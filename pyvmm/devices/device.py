@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from pyvmm.registers import Register, RegisterTable
+
 
 class IrqLine(Protocol):
     """One interrupt input, as a device sees it."""
@@ -33,6 +35,8 @@ class Device:
     """Version of that section's fields."""
     max_access = 1
     """Widest access in bytes; the bus splits wider ones into consecutive offsets, as an 8-bit ISA bus does."""
+    registers: RegisterTable | None = None
+    """What is at its offsets, for people."""
     whole_access_only = False
     """``True``: an access that lies only partly in the device's range does not reach it at all."""
 
@@ -46,6 +50,10 @@ class Device:
     def write(self, offset: int, size: int, value: int) -> None:
         """Write ``size`` bytes of ``value`` at ``offset``."""
         raise NotImplementedError(f"write is not implemented for {type(self).__name__}")
+
+    def register_at(self, offset: int, *, write: bool) -> Register | None:
+        """The register that an access at ``offset`` would reach now; ``None``: none that it has a name for."""
+        return self.registers.find(offset, write=write) if self.registers is not None else None
 
     def reset(self) -> None:
         """Back to the power-on state."""

@@ -12,6 +12,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from pyvmm.devices.state import DeviceState, StatefulDevice, Word
+from pyvmm.registers import Register, RegisterTable
 from pyvmm.trace import trace_group
 
 T = trace_group("devices")
@@ -32,6 +33,13 @@ class FwCfg(StatefulDevice[FwCfgState]):
     """Two ports. ``ram`` in bytes."""
 
     section_id = "fw-cfg"
+    registers = RegisterTable("fw_cfg", (
+        Register(0, "SELECTOR", "selects an item", access="w", size=2, values={
+            SIGNATURE: "signature", ID: "interfaces", UUID: "UUID", RAM_SIZE: "memory size", NO_GRAPHICS: "no graphics",
+            CPUS: "number of CPUs", MAX_CPUS: "most CPUs", FILE_DIRECTORY: "files",
+        }),
+        Register(0, "DATA", "the item's next byte", access="r", size=2),
+    ))  # fmt: skip
     max_access = 2
 
     def __init__(self, *, ram: int, cpus: int) -> None:

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from pyvmm.devices.device import IrqLine
 from pyvmm.devices.irq import IrqOutput
 from pyvmm.devices.state import Byte, DeviceState, StatefulDevice
+from pyvmm.registers import Bit, Register, RegisterTable
 from pyvmm.trace import trace_group
 
 T = trace_group("devices")
@@ -57,6 +58,23 @@ DISABLE_A20 = 0xDD
 ENABLE_A20 = 0xDF
 PULSE = 0xF0
 
+TABLE = RegisterTable("i8042 keyboard controller", (
+    Register(DATA, "DATA", "answers, and data of commands"),
+    Register(STATUS, "STATUS", "status", access="r", bits=(
+        Bit(STATUS_OUTPUT_FULL, "OUTPUT_FULL", "there is an answer"), Bit(STATUS_SYSTEM, "SYSTEM"),
+        Bit(STATUS_WAS_COMMAND, "WAS_COMMAND"), Bit(STATUS_NOT_LOCKED, "NOT_LOCKED"), Bit(STATUS_TIMEOUT, "TIMEOUT"),
+    )),
+    Register(COMMAND, "COMMAND", "commands", access="w", values={
+        READ_CONFIG: "read the configuration", WRITE_CONFIG: "write the configuration", AUX_TEST: "test the mouse port",
+        SELF_TEST: "self-test", KEYBOARD_TEST: "test the keyboard port", KEYBOARD_DISABLE: "keyboard off",
+        KEYBOARD_ENABLE: "keyboard on", READ_INPUT_PORT: "read the input port",
+        READ_OUTPUT_PORT: "read the output port",
+        WRITE_OUTPUT_PORT: "write the output port", WRITE_KEYBOARD_BUFFER: "write the keyboard's buffer",
+        AUX_LOOP: "loop a byte through the mouse port", WRITE_AUX: "write to the mouse", DISABLE_A20: "A20 off",
+        ENABLE_A20: "A20 on", PULSE | 0x0E: "pulse the reset line",
+    }),
+))  # fmt: skip
+
 _TAKES_DATA = (WRITE_CONFIG, WRITE_OUTPUT_PORT, WRITE_KEYBOARD_BUFFER, AUX_LOOP, WRITE_AUX)
 _ANSWERS = {
     AUX_TEST: 0x01,  # AUX clock stuck low
@@ -84,6 +102,7 @@ class I8042(StatefulDevice[I8042State]):
     """The controller. ``on_reset`` is called when the guest pulls the reset line."""
 
     section_id = "i8042"
+    registers = TABLE
 
     def __init__(self, on_reset: Callable[[], None], irq: IrqLine | None = None) -> None:
         super().__init__(I8042State)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pyvmm.devices.device import PortHint
 from pyvmm.devices.state import Byte, DeviceState, StatefulDevice
+from pyvmm.registers import Register, RegisterTable
 from pyvmm.trace import trace_group
 
 T = trace_group("devices")
@@ -22,6 +23,7 @@ class PostPort(StatefulDevice[PostState]):
     """
 
     section_id = "post"
+    registers = RegisterTable("POST port", (Register(0, "CODE", "a progress code, or a short delay"),))
 
     def __init__(self, hint: PortHint | None = None) -> None:
         super().__init__(PostState)

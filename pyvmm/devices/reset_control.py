@@ -11,6 +11,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from pyvmm.devices.state import DeviceState, StatefulDevice
+from pyvmm.registers import Bit, Register, RegisterTable
 from pyvmm.trace import trace_group
 
 T = trace_group("devices")
@@ -35,6 +36,11 @@ class ResetControl(StatefulDevice[ResetControlState]):
     """
 
     section_id = "reset-control"
+    registers = RegisterTable("reset control", (
+        Register(0, "RST_CNT", "resets the machine when RST_CPU rises", bits=(
+            Bit(SYS_RST, "SYS_RST"), Bit(RST_CPU, "RST_CPU"), Bit(FULL_RST, "FULL_RST"),
+        )),
+    ))  # fmt: skip
     whole_access_only = True
 
     def __init__(self, on_reset: Callable[[], None]) -> None:

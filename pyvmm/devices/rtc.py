@@ -23,6 +23,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from pyvmm.devices.state import Byte, DeviceState, StatefulDevice
+from pyvmm.registers import Bit, Register, RegisterTable
 from pyvmm.trace import trace_group
 
 T = trace_group("devices")
@@ -39,6 +40,31 @@ B_SET, B_PIE, B_AIE, B_UIE, B_SQWE, B_BINARY, B_24H = 0x80, 0x40, 0x20, 0x10, 0x
 C_IRQF, C_PF, C_UF = 0x80, 0x40, 0x10
 D_VALID = 0x80
 HOUR_PM = 0x80
+
+_TIME_NAMES = {
+    SECONDS: "seconds", MINUTES: "minutes", HOURS: "hours", WEEKDAY: "day of the week", DAY: "day of the month",
+    MONTH: "month", YEAR: "year", CENTURY: "century",
+}  # fmt: skip
+TABLE = RegisterTable("MC146818 clock", (
+    Register(0, "INDEX", "selects a register", access="w"),
+    Register(1, "DATA", "the selected register"),
+))  # fmt: skip
+CMOS = RegisterTable("CMOS", (
+    *(Register(at, text.upper().split()[-1], f"time: {text}") for at, text in _TIME_NAMES.items()
+      if at not in (WEEKDAY, DAY)),
+    Register(WEEKDAY, "WEEKDAY", "time: day of the week"), Register(DAY, "DAY", "time: day of the month"),
+    Register(REG_A, "A", "rate and update", bits=(Bit(A_UIP, "UIP", "the time changes just now"), Bit(0x0F, "RATE"))),
+    Register(REG_B, "B", "mode and interrupts", bits=(
+        Bit(B_SET, "SET", "the time stands still"), Bit(B_PIE, "PIE"), Bit(B_AIE, "AIE"), Bit(B_UIE, "UIE"),
+        Bit(B_SQWE, "SQWE"), Bit(B_BINARY, "BINARY"), Bit(B_24H, "24H"),
+    )),
+    Register(REG_C, "C", "interrupt flags, cleared by reading", bits=(
+        Bit(C_IRQF, "IRQF"), Bit(C_PF, "PF"), Bit(C_UF, "UF"),
+    )),
+    Register(REG_D, "D", "valid RAM and time", bits=(Bit(D_VALID, "VRT"),)),
+    Register(SHUTDOWN, "SHUTDOWN", "what firmware does after a reset"),
+    Register(EQUIPMENT, "EQUIPMENT", "what the board has"),
+))  # fmt: skip
 
 _SECOND = 1_000_000_000
 _UIP_NS = 244_000  # from UIP's rise to the update
@@ -61,6 +87,7 @@ class Rtc(StatefulDevice[RtcState]):
     """The clock. ``clock`` gives the host's time in nanoseconds since 1970 (UTC)."""
 
     section_id = "rtc"
+    registers = TABLE
 
     def __init__(
         self,
@@ -107,6 +134,13 @@ class Rtc(StatefulDevice[RtcState]):
             index = self.state.index
             T.rtc_write.on and T.rtc_write(index, value)
             self._write_register(index, value)
+
+    def register_at(self, offset: int, *, write: bool) -> Register | None:
+        """Behind the data port is what the index port selected; most of it is plain CMOS RAM."""
+        if offset != 1:
+            return super().register_at(offset, write=write)
+        index = self.state.index
+        return CMOS.find(index, write=write) or Register(1, f"CMOS[{index:#04x}]", "battery-backed RAM")
 
     def _read_register(self, index: int) -> int:
         s = self.state

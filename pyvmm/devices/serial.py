@@ -25,57 +25,58 @@ from msgspec import Meta
 
 from pyvmm.devices.device import IrqLine, NoPortHint, Output, PortHint
 from pyvmm.devices.irq import IrqOutput
+from pyvmm.devices.serial_registers import (
+    DIVISOR_HIGH,
+    DIVISOR_LOW,
+    FCR,
+    FCR_ENABLE,
+    FCR_RESET_RX,
+    IER,
+    IER_EDSSI,
+    IER_ELSI,
+    IER_ERBFI,
+    IER_ETBEI,
+    IIR,
+    IIR_FIFOS,
+    IIR_LINE_STATUS,
+    IIR_MODEM_STATUS,
+    IIR_NONE,
+    IIR_RECEIVED,
+    IIR_THRE,
+    IIR_TIMEOUT,
+    LCR,
+    LCR_DLAB,
+    LSR,
+    LSR_DR,
+    LSR_OE,
+    LSR_TEMT,
+    LSR_THRE,
+    MCR,
+    MCR_LOOP,
+    MCR_OUT2,
+    MSR,
+    MSR_CTS,
+    MSR_DCD,
+    MSR_DCTS,
+    MSR_DDCD,
+    MSR_DDSR,
+    MSR_DSR,
+    MSR_RI,
+    MSR_TERI,
+    RBR,
+    SCR,
+    TABLE,
+    THR,
+)
 from pyvmm.devices.state import Byte, DeviceState, Nibble, StatefulDevice, Word
+from pyvmm.registers import Register
 from pyvmm.trace import trace_group
 
 T = trace_group("devices")
 
 FIFO_DEPTH = 16
 
-RBR = THR = DLL = 0
-IER = DLM = 1
-IIR = FCR = 2
-LCR = 3
-MCR = 4
-LSR = 5
-MSR = 6
-SCR = 7
-
-IER_ERBFI = 0x01  # received data
-IER_ETBEI = 0x02  # transmitter holding register empty
-IER_ELSI = 0x04  # line status
-IER_EDSSI = 0x08  # modem status
-
-IIR_NONE = 0x01
-IIR_LINE_STATUS = 0x06
-IIR_RECEIVED = 0x04
-IIR_TIMEOUT = 0x0C
-IIR_THRE = 0x02
-IIR_MODEM_STATUS = 0x00
-IIR_FIFOS = 0xC0
-
-FCR_ENABLE = 0x01
-FCR_RESET_RX = 0x02
 TRIGGER_LEVELS: tuple[Literal[1, 4, 8, 14], ...] = (1, 4, 8, 14)
-
-LCR_DLAB = 0x80
-
-MCR_OUT2 = 0x08
-MCR_LOOP = 0x10
-
-LSR_DR = 0x01
-LSR_OE = 0x02
-LSR_THRE = 0x20
-LSR_TEMT = 0x40
-
-MSR_DCTS = 0x01
-MSR_DDSR = 0x02
-MSR_TERI = 0x04
-MSR_DDCD = 0x08
-MSR_CTS = 0x10
-MSR_DSR = 0x20
-MSR_RI = 0x40
-MSR_DCD = 0x80
 _MODEM_LINES = MSR_CTS | MSR_DSR | MSR_DCD  # somebody is always there and ready
 
 
@@ -105,6 +106,7 @@ class Serial(StatefulDevice[SerialState]):
     """One UART: eight byte registers, an interrupt line, output to and input from the host."""
 
     section_id = "serial"
+    registers = TABLE
 
     def __init__(
         self,
@@ -188,6 +190,12 @@ class Serial(StatefulDevice[SerialState]):
         elif offset == SCR:
             s.scr = value
         # LSR is for factory tests only (8.3) and MSR read-only: writes have no effect.
+
+    def register_at(self, offset: int, *, write: bool) -> Register | None:
+        """DLAB puts the divisor in the place of the first two."""
+        if offset < 2 and self.state.lcr & LCR_DLAB:
+            return DIVISOR_HIGH if offset else DIVISOR_LOW
+        return super().register_at(offset, write=write)
 
     def _read(self, offset: int) -> int:
         s = self.state

@@ -12,6 +12,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from pyvmm.devices.state import DeviceState, StatefulDevice
+from pyvmm.registers import Register, RegisterTable
 from pyvmm.trace import trace_group
 
 T = trace_group("devices")
@@ -29,6 +30,7 @@ class ShutdownPort(StatefulDevice[ShutdownPortState]):
     """One port; ``on_shutdown`` is called after the last letter."""
 
     section_id = "shutdown-port"
+    registers = RegisterTable("shutdown port", (Register(0, "LETTER", "the next letter of Shutdown"),))
 
     def __init__(self, on_shutdown: Callable[[], None]) -> None:
         super().__init__(ShutdownPortState)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pyvmm.devices.state import DeviceState, StatefulDevice
+from pyvmm.registers import Bit, Register, RegisterTable
 from pyvmm.trace import trace_group
 
 T = trace_group("devices")
@@ -27,6 +28,9 @@ class SystemPortA(StatefulDevice[SystemPortAState]):
     """``on_reset`` is called when bit 0 goes from 0 to 1. A20 is a flag only: addresses never wrap."""
 
     section_id = "system-port-a"
+    registers = RegisterTable("system control port A", (
+        Register(0, "PORT_A", "fast reset and A20", bits=(Bit(FAST_RESET, "RESET"), Bit(A20, "A20"))),
+    ))  # fmt: skip
 
     def __init__(self, on_reset: Callable[[], None]) -> None:
         super().__init__(SystemPortAState)

@@ -14,6 +14,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from pyvmm.devices.state import DeviceState, StatefulDevice
+from pyvmm.registers import Register, RegisterTable
 from pyvmm.trace import trace_group
 
 T = trace_group("devices")
@@ -36,6 +37,10 @@ class TaskPort(StatefulDevice[TaskPortState]):
     """``on_ready`` is called with the lock held, in the thread of the vCPU that wrote."""
 
     section_id = "task-port"
+    registers = RegisterTable("task port", (
+        Register(0, "READY", "the guest asks for something to do", size=64, access="w"),
+        Register(0, "TASK", "the task's next byte", size=64, access="r"),
+    ))  # fmt: skip
 
     def __init__(self) -> None:
         super().__init__(TaskPortState)

@@ -1,7 +1,6 @@
 """What the debugger is told about the registers: one table per CPU mode gives the XML and the order of ``g``.
 
 Source: GDB's manual, appendix G.2 (format), G.5.16 (features of i386 and x86-64; the names and their order are GDB's).
-Bits: Intel SDM volume 3, 2.3 (RFLAGS), 2.5 (control registers), 2.2.1 (EFER).
 
 Three tables: 64-bit, 32-bit (``i386``) and real mode (``i8086``). GDB asks once per connection, so the table is chosen
 when it connects (server.py).
@@ -10,6 +9,8 @@ when it connects (server.py).
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from pyvmm.arch.x86.control_registers import CONTROL_BITS
 
 ARCHITECTURES = {"x86-64": "i386:x86-64", "i386": "i386", "i8086": "i8086"}
 """What a user may ask for -> GDB's name."""
@@ -31,16 +32,8 @@ _GENERAL_64 = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", *(f"r{n}"
 _GENERAL_32 = ("eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi")
 _SEGMENTS = ("cs", "ss", "ds", "es", "fs", "gs")
 _X87 = ("fctrl", "fstat", "ftag", "fiseg", "fioff", "foseg", "fooff", "fop")
-_FLAGS: dict[str, tuple[int, dict[str, int]]] = {
-    "eflags": (4, {"CF": 0, "": 1, "PF": 2, "AF": 4, "ZF": 6, "SF": 7, "TF": 8, "IF": 9, "DF": 10, "OF": 11, "NT": 14,
-                   "RF": 16, "VM": 17, "AC": 18, "VIF": 19, "VIP": 20, "ID": 21}),
-    "cr0_bits": (8, {"PE": 0, "MP": 1, "EM": 2, "TS": 3, "ET": 4, "NE": 5, "WP": 16, "AM": 18, "NW": 29, "CD": 30,
-                     "PG": 31}),
-    "cr4_bits": (8, {"VME": 0, "PVI": 1, "TSD": 2, "DE": 3, "PSE": 4, "PAE": 5, "MCE": 6, "PGE": 7, "PCE": 8,
-                     "OSFXSR": 9, "OSXMMEXCPT": 10, "UMIP": 11, "LA57": 12, "VMXE": 13, "SMXE": 14, "FSGSBASE": 16,
-                     "PCIDE": 17, "OSXSAVE": 18, "SMEP": 20, "SMAP": 21, "PKE": 22}),
-    "efer_bits": (8, {"SCE": 0, "LME": 8, "LMA": 10, "NXE": 11}),
-}  # fmt: skip
+_FLAGS = {"eflags": (4, "eflags"), "cr0_bits": (8, "cr0"), "cr4_bits": (8, "cr4"), "efer_bits": (8, "efer")}
+"""GDB's type -> its size in bytes, and whose bits it has."""
 _VECTOR_TYPES = """<vector id="v4f" type="ieee_single" count="4"/><vector id="v2d" type="ieee_double" count="2"/>
 <vector id="v16i8" type="int8" count="16"/><vector id="v8i16" type="int16" count="8"/>
 <vector id="v4i32" type="int32" count="4"/><vector id="v2i64" type="int64" count="2"/>
@@ -118,6 +111,8 @@ class TargetDescription:
 
 
 def _flags_xml(name: str) -> str:
-    size, bits = _FLAGS[name]
-    fields = "".join(f'<field name="{bit}" start="{at}" end="{at}"/>' for bit, at in bits.items())
+    size, register = _FLAGS[name]
+    fields = "".join(
+        f'<field name="{bit.name}" start="{bit.shift}" end="{bit.shift}"/>' for bit in CONTROL_BITS[register]
+    )
     return f'<flags id="{name}" size="{size}">{fields}</flags>'

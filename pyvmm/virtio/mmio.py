@@ -51,6 +51,7 @@ class VirtioMmio(StatefulDevice[MmioState]):
     """
 
     max_access = 4
+    registers = registers.TABLE
 
     def __init__(
         self, device: VirtioDevice, signal: int, doorbell: Callable[[int], None], *, section_id: str | None = None

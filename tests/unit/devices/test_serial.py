@@ -9,21 +9,8 @@ from typing import Any
 import pytest
 
 from pyvmm.devices.bus import PORT_SPACE, Bus
-from pyvmm.devices.serial import (
-    DLL,
-    DLM,
-    FCR,
-    IER,
-    IIR,
-    LCR,
-    LSR,
-    MCR,
-    MSR,
-    RBR,
-    SCR,
-    THR,
-    Serial,
-)
+from pyvmm.devices.serial import Serial
+from pyvmm.devices.serial_registers import DLL, DLM, FCR, IER, IIR, LCR, LSR, MCR, MSR, RBR, SCR, THR
 from tests.unit.devices.fakes import FakeHint, FakeLine
 
 OUT2 = 0x08

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.devices.serial import FCR, MCR, RBR, Serial
+from pyvmm.devices.serial import Serial
+from pyvmm.devices.serial_registers import FCR, MCR, RBR
 from pyvmm.errors import ConfigError
 from pyvmm.machine.event_loop import EventLoop
 from pyvmm.machine.serial_backend import SerialBackend, SocketSerialBackend, open_serial

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyvmm.demo.svg import Scale, decade_scale, element, rows_for
+from pyvmm.svg import Scale, decade_scale, element, rows_for
 
 
 def test_an_element_is_escaped_and_numbers_are_short() -> None:
