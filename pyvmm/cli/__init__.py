@@ -11,12 +11,27 @@ import os
 import sys
 
 from pyvmm import __version__
-from pyvmm.cli import bench, certs, colo, completion, disk, doctor, linux, machines, migrate, net, run, snapshot, test
+from pyvmm.cli import (
+    bench,
+    certs,
+    colo,
+    completion,
+    disk,
+    doctor,
+    explain,
+    linux,
+    machines,
+    migrate,
+    net,
+    run,
+    snapshot,
+    test,
+)
 from pyvmm.cli.machine_options import report_failure
 from pyvmm.cli.messages import complain, silence
 from pyvmm.errors import EXIT_REFUSED, PyvmmError
 
-COMMANDS = (run, linux, test, machines, migrate, colo, snapshot, net, disk, certs, bench, doctor, completion)
+COMMANDS = (run, linux, explain, test, machines, migrate, colo, snapshot, net, disk, certs, bench, doctor, completion)
 
 
 class _Parser(argparse.ArgumentParser):

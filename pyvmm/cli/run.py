@@ -40,11 +40,16 @@ def add_parser(subparsers: Any) -> None:
         description="Run IMAGE: a Linux vmlinux or bzImage, a PVH or Multiboot ELF, a flat real-mode image, or a"
         " folder of guests/ (its guests.toml gives memory, vCPUs, command line and timeout).",
     )
+    add_image_options(parser)
+    parser.set_defaults(run=run)
+
+
+def add_image_options(parser: argparse.ArgumentParser) -> None:
+    """``IMAGE`` and all that says what machine it runs in; :func:`config_of` reads them."""
     parser.add_argument("image", metavar="IMAGE")
     parser.add_argument("--load-address", metavar="ADDR", help="where a flat image goes (default 0x7c00)")
     parser.add_argument("--guest-decompress", action="store_true", help="let a bzImage unpack itself in the guest")
     add_machine_options(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

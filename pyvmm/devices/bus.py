@@ -70,6 +70,12 @@ class _Table:
         """Index of the last range that starts at or below ``address``, -1 if none does."""
         return bisect_right(self.bases, address) - 1
 
+    def owner(self, address: int) -> BusRange | None:
+        """The range that ``address`` lies in."""
+        index = self.at_or_below(address)
+        found = self.ranges[index] if index >= 0 else None
+        return found if found is not None and address < found.end else None
+
 
 _NOWHERE = Device()
 
@@ -117,6 +123,10 @@ class Bus:
         """All claimed ranges in the order of their addresses."""
         return list(self._table.ranges)
 
+    def owner(self, address: int) -> BusRange | None:
+        """The range that ``address`` lies in; ``None``: nobody has it."""
+        return self._table.owner(address)
+
     def read(self, address: int, size: int) -> int:
         """Value of ``size`` bytes (little-endian) at ``address``."""
         table = self._table
@@ -138,9 +148,8 @@ class Bus:
             write(offset, size, value)
 
     def _find(self, table: _Table, address: int) -> _Route:
-        index = table.at_or_below(address)
-        found = table.ranges[index] if index >= 0 else None
-        if found is None or address >= found.end:
+        found = table.owner(address)
+        if found is None:
             route = _Route(_NOWHERE.read, _NOWHERE.write, _NOWHERE.lock, 0, 0)
         else:
             device = found.device

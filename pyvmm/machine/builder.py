@@ -67,10 +67,16 @@ MakeRegion = Callable[[int, int, str], Region]
 """(GPA, size in bytes, name) -> a region of RAM."""
 
 
-def build_machine(config: MachineConfig, quirks: frozenset[str], saved_ram: MakeRegion | None = None) -> Machine:
+def build_machine(
+    config: MachineConfig,
+    quirks: frozenset[str],
+    saved_ram: MakeRegion | None = None,
+    make_bus: Callable[[str, int], Bus] | None = None,
+) -> Machine:
     """A machine in run state prelaunch, its image loaded.
 
-    With ``saved_ram``, which makes its RAM, nothing is loaded: saved state follows.
+    With ``saved_ram``, which makes its RAM, nothing is loaded: saved state follows. ``make_bus`` is for those who want
+    to see every access: it makes the buses, and none is served without them.
     Raises ConfigError, ImageError or HostError; nothing is left open then.
     """
     with contextlib.ExitStack() as stack:
@@ -88,12 +94,12 @@ def build_machine(config: MachineConfig, quirks: frozenset[str], saved_ram: Make
             if not system.check_extension(capability):
                 raise HostError(f"this host's KVM lacks {capability}; a newer kernel has it (see pyvmm doctor)")
         vm = stack.enter_context(system.create_vm())
-        _prepare_vm(vm, quirks, config)
+        _prepare_vm(vm, quirks, config, coalesce=make_bus is None)
         memory = _build_memory(config, vm, stack, saved_ram or Region)
         loop = EventLoop()
         stack.callback(loop.close)
-        ports, mmio = Bus("io", PORT_SPACE), Bus("memory", MMIO_SPACE)
-        collector = SinkCollector(vm, ports, mmio)
+        ports, mmio = (make_bus or Bus)("io", PORT_SPACE), (make_bus or Bus)("memory", MMIO_SPACE)
+        collector = SinkCollector(vm, ports, mmio, native=make_bus is None)
         backend = open_serial(config.serial, loop)
         stack.callback(backend.close)
         dirty = DirtyTracker(vm, memory, prepare_dirty_log(vm, config.dirty_log))
@@ -117,7 +123,7 @@ def build_machine(config: MachineConfig, quirks: frozenset[str], saved_ram: Make
         return machine
 
 
-def _prepare_vm(vm: Vm, quirks: frozenset[str], config: MachineConfig) -> None:
+def _prepare_vm(vm: Vm, quirks: frozenset[str], config: MachineConfig, *, coalesce: bool) -> None:
     if "instruction-fallback" in quirks and vm.check_extension("KVM_CAP_EXIT_ON_EMULATION_FAILURE"):
         # Otherwise KVM queues #UD for the guest before we hear of an instruction it does not know.
         vm.enable_cap("KVM_CAP_EXIT_ON_EMULATION_FAILURE", 1)
@@ -128,7 +134,7 @@ def _prepare_vm(vm: Vm, quirks: frozenset[str], config: MachineConfig) -> None:
     vm.create_irqchip()
     vm.set_gsi_routing(_pc_wiring())
     vm.create_pit2()
-    if vm.check_extension("KVM_CAP_COALESCED_PIO"):
+    if coalesce and vm.check_extension("KVM_CAP_COALESCED_PIO"):
         for port in COALESCED_PORTS if config.testdev else (*COALESCED_PORTS, layout.PORT_DEBUG_CONSOLE[0]):
             vm.register_coalesced(port, 1, pio=True)
 

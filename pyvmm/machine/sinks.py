@@ -16,25 +16,30 @@ _CHUNK = int(lib.PV_SINK_SIZE)
 class SinkHint:
     """The :class:`~pyvmm.devices.device.PortHint` of one device: its ports, and one sink."""
 
-    def __init__(self, vm: Vm, base: int, sink: int) -> None:
+    def __init__(self, vm: Vm | None, base: int, sink: int) -> None:
+        """Without ``vm`` it is a hint to nobody."""
         self._vm = vm
         self._base = base
         self._sink = sink
 
     def set_sink(self, offset: int, on: bool) -> None:
         """Collect one-byte writes at ``offset`` natively while ``on``."""
-        lib.pv_vm_set_sink(self._vm.native, self._base + offset, self._sink if on else -1)
+        if self._vm is not None:
+            lib.pv_vm_set_sink(self._vm.native, self._base + offset, self._sink if on else -1)
 
     def set_latch(self, offset: int, value: int | None) -> None:
         """Answer one-byte reads at ``offset`` natively with ``value``."""
-        lib.pv_vm_set_latch(self._vm.native, self._base + offset, -1 if value is None else value)
+        if self._vm is not None:
+            lib.pv_vm_set_latch(self._vm.native, self._base + offset, -1 if value is None else value)
 
 
 class SinkCollector:
     """Owns the VM's sinks. :meth:`drain` may be called from any thread and keeps the order of bytes."""
 
-    def __init__(self, vm: Vm, ports: Bus, mmio: Bus) -> None:
+    def __init__(self, vm: Vm, ports: Bus, mmio: Bus, *, native: bool = True) -> None:
+        """Without ``native`` ports hints are for nobody: every access comes to the bus, for who wants to see it."""
         self._vm = vm
+        self._native = native
         self._ports = ports
         self._mmio = mmio
         self._deliver: list[Callable[[bytes], None] | None] = []
@@ -47,12 +52,13 @@ class SinkCollector:
 
         ``beside`` another one it collects into the same sink: what goes to one place keeps its order.
         """
+        vm = self._vm if self._native else None
         if beside is not None:
-            return SinkHint(self._vm, base, beside._sink)
+            return SinkHint(vm, base, beside._sink)
         if len(self._deliver) == lib.PV_SINKS:
             raise ConfigError(f"more than {lib.PV_SINKS} devices with native output")
         self._deliver.append(None)
-        return SinkHint(self._vm, base, len(self._deliver) - 1)
+        return SinkHint(vm, base, len(self._deliver) - 1)
 
     def attach(self, hint: SinkHint, deliver: Callable[[bytes], None]) -> None:
         """Collected bytes of ``hint`` go to ``deliver``."""
