@@ -6,13 +6,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from pyvmm.arch.x86.page_walk import levels
 from pyvmm.devices.bus import Bus
 from pyvmm.errors import KvmError
 from pyvmm.explain.events import Event
 from pyvmm.explain.instructions import Access, Found, Reader
 from pyvmm.explain.interrupts import Served
 from pyvmm.explain.modes import Mode, changes, mode_of
-from pyvmm.explain.page_walk import levels
 from pyvmm.explain.symbols import Symbols
 from pyvmm.gdb.registers import linear_pc
 from pyvmm.kvm.state import Regs, Sregs

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import struct
-import subprocess
 import zlib
 from pathlib import Path
 
@@ -16,6 +13,7 @@ from pyvmm.demo.outcome import DemoOptions, Failure, Mark, Outcome
 from pyvmm.demo.report import write_report
 from pyvmm.demo.watch import Checkpoint, Held
 from pyvmm.demo.workload import Exchange, Verdict
+from tests.framework.browser import chromium, look
 
 pytestmark = pytest.mark.timeout(120)
 HOSTILE = "</text></svg><script>console.error('from a problem')</script>"
@@ -24,21 +22,7 @@ CLIENTS, CHECKPOINTS = 3, 40
 
 @pytest.fixture(scope="module")
 def browser() -> str:
-    found = shutil.which("chromium")
-    if found is None and os.environ.get("PYVMM_ALLOW_NO_BROWSER") == "1":
-        pytest.skip("no chromium")
-    assert found is not None, "chromium is missing: make packages, or PYVMM_ALLOW_NO_BROWSER=1"
-    return found
-
-
-def look(browser: str, page: Path, *options: str) -> tuple[str, list[str]]:
-    """(what it printed, what the page wrote on its console)."""
-    done = subprocess.run(
-        [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--hide-scrollbars",
-         f"--user-data-dir={page.parent}/profile", *options, page.as_uri()],
-        capture_output=True, timeout=60, check=True,
-    )  # fmt: skip
-    return done.stdout.decode(), [line for line in done.stderr.decode().splitlines() if "CONSOLE" in line]
+    return chromium()
 
 
 def outcome() -> Outcome:

@@ -134,6 +134,20 @@ def test_the_memory_tree_tells_all_ranges(halted: QmpClient) -> None:
     assert ask(halted, "info mtree -f").startswith('FlatView #0\r\n AS "memory", root: system\r\n')
 
 
+def test_devices_and_their_registers(halted: QmpClient) -> None:
+    assert "port 0x3f8-0x3ff: serial, 16550A UART" in ask(halted, "info devices").splitlines()
+    lines = ask(halted, "info devices serial").splitlines()
+    assert lines[0] == "serial: 16550A UART"
+    status = "  0x3fd rw LSR: line status (DR 0x1 received data is there, OE 0x2 a received byte was lost,"
+    assert any(line.startswith(status) for line in lines)
+    assert ask(halted, "info devices nothing") == "Device 'nothing' not found\r\n"
+
+
+def test_the_way_through_the_page_tables(halted: QmpClient) -> None:
+    assert ask(halted, "info walk $rip") == "paging is off: linear 0x7c02 is physical 0x7c02\r\n"
+    assert "help" in ask(halted, "info walk nowhere")
+
+
 def test_run_control_and_what_is_refused(machine_with_qmp: Start) -> None:
     machine = machine_with_qmp(COUNT_FOREVER)
     with machine.client() as client:

@@ -8,13 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from pyvmm.arch.x86.page_walk import levels
 from pyvmm.errors import ConfigError
 from pyvmm.qmp.arguments import QmpStruct
 from pyvmm.qmp.command_set import migration, run_state
 from pyvmm.qmp.commands import CommandContext, command
 from pyvmm.qmp.debugging import serve_gdb
 from pyvmm.qmp.errors import QmpError
-from pyvmm.qmp.human.examine import BadExpression, examine
+from pyvmm.qmp.human.device_registers import device_lines
+from pyvmm.qmp.human.examine import BadExpression, examine, parse_address
 from pyvmm.qmp.human.interrupt_chips import lapic_lines, pic_lines
 from pyvmm.qmp.human.memory_tree import tree_lines
 from pyvmm.qmp.human.page_tables import memory_lines, tlb_lines
@@ -125,6 +127,14 @@ def _tlb(context: CommandContext, words: str, cpu: int) -> list[str]:
         return tlb_lines(context.machine.memory, context.machine.vcpus[cpu].get_sregs())
 
 
+def _walk(context: CommandContext, words: str, cpu: int) -> list[str]:
+    vcpu = context.machine.vcpus[cpu]
+    with context.machine.standing_still():
+        sregs = vcpu.get_sregs()
+        address = parse_address(words, vcpu.get_regs())
+        return list(levels(context.machine.memory, sregs, address))
+
+
 def _status(context: CommandContext, words: str, cpu: int) -> list[str]:
     state = context.machine.run_state.value
     if state in ("running", "paused"):
@@ -203,6 +213,7 @@ def _silently(handler: Callable[[CommandContext], None]) -> Handler:
 _INFO: dict[str, Handler] = {
     "cpus": _cpus,
     "dirty_rate": _dirty_rate,
+    "devices": lambda context, words, cpu: device_lines(context.machine, words),
     "kvm": lambda context, words, cpu: ["kvm support: enabled"],
     "lapic": _lapic,
     "mem": _mem,
@@ -213,6 +224,7 @@ _INFO: dict[str, Handler] = {
     "registers": _registers,
     "status": _status,
     "tlb": _tlb,
+    "walk": _walk,
     "version": lambda context, words, cpu: [version_info().package],
 }
 
