@@ -16,6 +16,7 @@ from pyvmm.cli import (
     certs,
     colo,
     completion,
+    diff_run,
     disk,
     doctor,
     explain,
@@ -31,7 +32,9 @@ from pyvmm.cli.machine_options import report_failure
 from pyvmm.cli.messages import complain, silence
 from pyvmm.errors import EXIT_REFUSED, PyvmmError
 
-COMMANDS = (run, linux, explain, test, machines, migrate, colo, snapshot, net, disk, certs, bench, doctor, completion)
+COMMANDS = (
+    run, linux, explain, diff_run, test, machines, migrate, colo, snapshot, net, disk, certs, bench, doctor, completion,
+)  # fmt: skip
 
 
 class _Parser(argparse.ArgumentParser):

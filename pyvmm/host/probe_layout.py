@@ -80,7 +80,8 @@ def write_tables(memory: GuestMemory) -> None:
     """Interrupt table, GDT, TSS, stubs and page tables; the IDT depends on the mode (:func:`write_idt`)."""
     memory.write(0, b"".join(struct.pack("<HH", STUBS + 16 * v, 0) for v in range(VECTORS)))
     memory.write(GDT, struct.pack(f"<{len(DESCRIPTORS)}Q", *DESCRIPTORS))
-    memory.write(TSS, struct.pack("<IQ", 0, STACK_CPL0).ljust(0x68, b"\0"))  # RSP0 at offset 4
+    # RSP0 at offset 4; the I/O map begins behind the TSS's end, so CPL 3 may use no port.
+    memory.write(TSS, struct.pack("<IQ", 0, STACK_CPL0).ljust(0x66, b"\0") + b"\x68\0")
     for vector in range(VECTORS):
         memory.write(STUBS + 16 * vector, HLT)
     memory.write(SYSCALL_STUB, HLT)

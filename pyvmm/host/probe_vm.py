@@ -12,6 +12,8 @@ import time
 from dataclasses import dataclass
 from typing import Self
 
+import msgspec
+
 from pyvmm.arch.x86 import layout
 from pyvmm.errors import HostError
 from pyvmm.host.probe_layout import (
@@ -212,18 +214,30 @@ class ProbeVm:
 
         ``regs`` gives the general registers; RIP, RSP and RFLAGS are set here. Reads of ports answer zero.
         """
-        _, vcpu, _ = self._parts()
         final = self.load(mode, code)
-        write_idt(self.memory, mode)
         regs = regs or Regs()
         regs.rip = CODE_CPL3 if mode.cpl else CODE_CPL0
         regs.rsp = STACK_CPL3 if mode.cpl else STACK_CPL0
         if mode is Mode.REAL16:
             regs.rsp = 0xFFF0
         regs.rflags = RFLAGS_ONE
-        vcpu.set_sregs(special_registers(mode, self._reset_sregs, self._cr4))
+        return self.run_from(mode, regs, final)
+
+    def enter(self, mode: Mode, regs: Regs, fs_base: int = 0, gs_base: int = 0) -> Vcpu:
+        """The vCPU, with nothing pending, about to go on in ``mode`` with exactly ``regs``."""
+        vcpu = self.vcpu
+        write_idt(self.memory, mode)
+        sregs = special_registers(mode, self._reset_sregs, self._cr4)
+        if fs_base or gs_base:
+            sregs.fs, sregs.gs = (msgspec.structs.replace(sregs.ds, base=base) for base in (fs_base, gs_base))
+        vcpu.set_sregs(sregs)
         vcpu.set_regs(regs)
         vcpu.set_events(VcpuEvents())
+        return vcpu
+
+    def run_from(self, mode: Mode, regs: Regs, final: int = -1, *, fs_base: int = 0, gs_base: int = 0) -> Ending:
+        """Run what is in memory from ``regs.rip`` on; a HLT at ``final`` means that it is done."""
+        vcpu = self.enter(mode, regs, fs_base, gs_base)
         kind, cpu_seconds = self._run_until_end(vcpu)
         ending = self._ending(mode, vcpu, kind, cpu_seconds, final)
         if ending.end not in (End.DONE, End.EXCEPTION, End.SYSCALL, End.EMULATION_FAILURE):
