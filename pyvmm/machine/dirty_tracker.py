@@ -15,6 +15,9 @@ A migration asks again and again::
     tracker.stop()
 
 Whoever cannot use what it harvested gives it back (:meth:`PageSet.give_back`), or the next round misses those pages.
+
+Somebody who only wants to look on (:mod:`pyvmm.machine.dirty_heat`) is told of each harvest, and may have pages logged
+as long as nobody else does (:meth:`DirtyTracker.watch`): :meth:`DirtyTracker.start` takes the log away from it.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pyvmm.errors import KvmError, StateError
@@ -98,6 +101,10 @@ class DirtyTracker:
     def __init__(self, vm: Vm, memory: GuestMemory, method: Method) -> None:
         self.method = method
         self.active = False
+        self.watched = False
+        """Logged for somebody who only looks on; never while ``active``."""
+        self.observe: Callable[[Sequence[PageSet]], None] | None = None
+        """Told of each harvest, on its thread, while the guest may stand still for it: it must be quick."""
         self._overran = False
         """Whether a ring ever lost pages; what it says cannot be trusted then."""
         self.reaping = 0.0
@@ -121,17 +128,47 @@ class DirtyTracker:
     def start(self) -> None:
         """Log from now on. What was written before is forgotten: the first round sends everything anyway."""
         with self._lock:
-            self._set_flags(lib.KVM_MEM_LOG_DIRTY_PAGES)
+            self.unwatch()
+            self._start_logging()
             self.active = True
-            for region in self._memory.regions:
-                region.dirty.harvest()
 
     def stop(self) -> None:
         """Log no more; writes cost nothing again."""
         with self._lock:
             self.active = False
-            self._set_flags(0)
-            self.reap()  # what is left in the rings would be taken for news by the next start
+            self._stop_logging()
+
+    def watch(self) -> None:
+        """Log for somebody who only looks on; nothing happens if pages are logged already."""
+        with self._lock:
+            if not self.active and not self.watched:
+                self._start_logging()
+                self.watched = True
+
+    def harvest_watched(self) -> None:
+        """As :meth:`harvest`, for ``observe`` alone, and only if nobody else has the log."""
+        with self._lock:
+            if self.watched:
+                self.harvest()
+
+    def unwatch(self) -> None:
+        """Log no more for who looks on; nothing happens if somebody else has the log."""
+        with self._lock:
+            if self.watched:
+                self.watched = False
+                try:
+                    self._stop_logging()
+                finally:
+                    self._overran = False  # nobody was told anything wrong, and the next start protects pages anew
+
+    def _start_logging(self) -> None:
+        self._set_flags(lib.KVM_MEM_LOG_DIRTY_PAGES)
+        for region in self._memory.regions:
+            region.dirty.harvest()
+
+    def _stop_logging(self) -> None:
+        self._set_flags(0)
+        self.reap()  # what is left in the rings would be taken for news by the next start
 
     def _set_flags(self, flags: int) -> None:
         for slot, region in enumerate(self._memory.regions):
@@ -143,7 +180,7 @@ class DirtyTracker:
         KvmError if KVM refuses; then nothing is lost, and the next call has it all. StateError before :meth:`start`.
         """
         with self._lock:
-            if not self.active:
+            if not self.active and not self.watched:
                 raise StateError("dirty pages are not logged: start logging first")
             if self.method == "ring":
                 self.reap()
@@ -160,6 +197,8 @@ class DirtyTracker:
                 bits = ffi.new("uint64_t[]", words)
                 lib.pv_dirty_harvest(region.dirty.native, bits, words)
                 sets.append(PageSet(region, bits, int(lib.pv_dirty_count(bits, words))))
+            if self.observe is not None:
+                self.observe(sets)
         T.dirty_harvest.on and T.dirty_harvest(self.method, sum(s.count for s in sets))
         return sets
 

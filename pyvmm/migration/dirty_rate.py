@@ -77,6 +77,9 @@ class DirtyRateMeter:
             sets = self._dirty.harvest()
             seconds = time.monotonic() - self.began
             self.found = DirtyRate(sum(one.count for one in sets), seconds, hottest(sets))
+        except PyvmmError as error:
+            self.problem = str(error)
+        try:
             self._dirty.stop()
         except PyvmmError as error:
             self.problem = str(error)

@@ -23,7 +23,7 @@ class GdbService:
         self._monitor = monitor
         self._endpoint = open_endpoint(address, "--gdb")
         self._server = GdbServer(
-            monitor.machine, self._endpoint.listener, address, self._carry_out, architecture
+            monitor.machine, self._endpoint.socket, address, self._carry_out, architecture
         )
 
     def _carry_out(self, line: str, cpu: int) -> list[str]:
@@ -34,7 +34,7 @@ class GdbService:
     @property
     def address(self) -> str:
         """Where it listens, with the port it got."""
-        listener = self._endpoint.listener
+        listener = self._endpoint.socket
         if listener.family == socket.AF_UNIX:
             return self._endpoint.label
         host, port = listener.getsockname()[:2]

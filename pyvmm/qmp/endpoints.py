@@ -14,18 +14,26 @@ BACKLOG = 4
 
 
 class Endpoint:
-    """A listening socket. ``clients``: how many it serves at once; further ones wait in the backlog."""
+    """A listening socket. ``clients``: how many it serves at once; further ones wait in the backlog.
 
-    def __init__(self, label: str, listener: socket.socket, clients: int, remove: Callable[[], None]) -> None:
+    ``connected``: no listener, but the one client there will ever be, which may give the commands ``only``.
+    """
+
+    def __init__(
+        self, label: str, listener: socket.socket, clients: int, remove: Callable[[], None], *,
+        connected: bool = False, only: frozenset[str] | None = None,
+    ) -> None:  # fmt: skip
         self.label = label
-        self.listener = listener
+        self.socket = listener
         self.clients = clients
+        self.connected = connected
+        self.only = only
         self._remove = remove
 
     def close(self) -> None:
-        """Stop listening; a socket file is removed."""
+        """Stop listening, or hang up; a socket file is removed."""
         self._remove()
-        self.listener.close()
+        self.socket.close()
 
 
 def open_endpoint(option: str, name: str = "--qmp") -> Endpoint:

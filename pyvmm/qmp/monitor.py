@@ -6,12 +6,14 @@ stuck; every other command is carried out by the loop. What a client needs is im
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import threading
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from pyvmm.errors import PyvmmError
 from pyvmm.machine.ending import Ending
 from pyvmm.machine.observer import MachineObserver
 from pyvmm.qmp.endpoints import Endpoint
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from pyvmm.colo.config import ColoConfig
     from pyvmm.colo.protection import Protection
     from pyvmm.colo.session import ExitReason, Role
+    from pyvmm.machine.dirty_heat import DirtyHeat
     from pyvmm.machine.machine import Machine
     from pyvmm.migration.manager import MigrationManager
     from pyvmm.migration.parameters import MigrationStatus
@@ -47,6 +50,7 @@ class Monitor(MachineObserver):
         """Of a machine that is set up for COLO."""
         self._descriptors: dict[str, int] = {}
         self._gdb: GdbService | None = None
+        self._heat: DirtyHeat | None = None
         self._thread = threading.Thread(target=self._main, name="qmp", daemon=True)
         machine.observers.add(self)
         self._thread.start()
@@ -90,6 +94,15 @@ class Monitor(MachineObserver):
         if old is not None:
             old.close()
 
+    @property
+    def heat(self) -> DirtyHeat:
+        """In the loop's thread: what counts the pages that the guest writes, while somebody asks."""
+        if self._heat is None:
+            from pyvmm.machine.dirty_heat import DirtyHeat
+
+            self._heat = DirtyHeat(self.machine.dirty, self.machine.loop, self.machine.memory.regions)
+        return self._heat
+
     def ring(self) -> None:
         """From any thread: have the server look at what there is to do."""
         with self._lock:
@@ -115,6 +128,9 @@ class Monitor(MachineObserver):
     def close(self) -> None:
         """End migrations, send what waits, with a deadline, and end. Called in the thread that ran the loop."""
         self.set_gdb(None)
+        if self._heat is not None:
+            with contextlib.suppress(PyvmmError):  # of a machine that ends
+                self._heat.close()
         if self._migration is not None:
             self._migration.close()
         if self.protection is not None:
@@ -140,11 +156,12 @@ class Monitor(MachineObserver):
         self.close()
 
     def _main(self) -> None:
-        poll = select.poll()
-        for endpoint in self.endpoints:
-            poll.register(endpoint.listener, select.POLLIN)
-        poll.register(self._wake, select.POLLIN)
-        poll.poll()
+        if not any(endpoint.connected for endpoint in self.endpoints):  # those wait to be greeted
+            poll = select.poll()
+            for endpoint in self.endpoints:
+                poll.register(endpoint.socket, select.POLLIN)
+            poll.register(self._wake, select.POLLIN)
+            poll.poll()
         if self._closing:
             return
         from pyvmm.qmp.server import Server

@@ -61,11 +61,16 @@ class Server:
         self._links: list[_Link] = []
         self._numbers = itertools.count(1)
         for endpoint in monitor.endpoints:
-            self._selector.register(endpoint.listener, selectors.EVENT_READ, endpoint)
+            if endpoint.connected:
+                self._greet(endpoint.socket, endpoint)
+            else:
+                self._selector.register(endpoint.socket, selectors.EVENT_READ, endpoint)
 
     def run(self) -> None:
         """Serve until the monitor closes."""
         try:
+            for link in list(self._links):  # those that were connected from the start wait to be greeted
+                self._attend(link)
             while not self._monitor.closing:
                 self._serve(None)
             deadline = time.monotonic() + LAST_WORDS
@@ -100,20 +105,23 @@ class Server:
 
     def _accept(self, endpoint: Endpoint) -> None:
         try:
-            client, _ = endpoint.listener.accept()
+            client, _ = endpoint.socket.accept()
         except (BlockingIOError, ConnectionAbortedError):
             return
         except OSError:
             time.sleep(0.05)  # no descriptors: the client waits in the backlog, and asking again at once would spin
             return
+        self._greet(client, endpoint)
+        if sum(other.endpoint is endpoint for other in self._links) >= endpoint.clients:
+            self._selector.unregister(endpoint.socket)
+
+    def _greet(self, client: socket.socket, endpoint: Endpoint) -> None:
         client.setblocking(False)
-        session = Session(next(self._numbers), self._start)
+        session = Session(next(self._numbers), self._start, endpoint.only)
         link = _Link(client, endpoint, session)
         self._links.append(link)
         T.qmp_connect.on and T.qmp_connect(endpoint.label, session.number)
         session.send({"QMP": {"version": version_document(), "capabilities": list(CAPABILITIES)}})
-        if sum(other.endpoint is endpoint for other in self._links) >= endpoint.clients:
-            self._selector.unregister(endpoint.listener)
 
     def _read(self, link: _Link) -> None:
         fds: list[int] = []
@@ -166,8 +174,8 @@ class Server:
         link.session.close_descriptors()
         full = sum(other.endpoint is link.endpoint for other in self._links) >= link.endpoint.clients
         self._links.remove(link)
-        if full and not self._monitor.closing:
-            self._selector.register(link.endpoint.listener, selectors.EVENT_READ, link.endpoint)
+        if full and not link.endpoint.connected and not self._monitor.closing:
+            self._selector.register(link.endpoint.socket, selectors.EVENT_READ, link.endpoint)
 
     # -- commands -------------------------------------------------------------------------------
 

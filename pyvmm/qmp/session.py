@@ -38,15 +38,21 @@ class Request(NamedTuple):
 
 
 class Session:
-    """``start(session, request, oob)`` carries a command out and sees to it that :meth:`answered` is called."""
+    """``start(session, request, oob)`` carries a command out and sees to it that :meth:`answered` is called.
 
-    def __init__(self, number: int, start: Callable[[Session, Request, bool], None]) -> None:
+    ``only``: the commands that this client may give, if those are not all.
+    """
+
+    def __init__(
+        self, number: int, start: Callable[[Session, Request, bool], None], only: frozenset[str] | None = None
+    ) -> None:
         self.number = number
         self.negotiated = False
         self.oob = False
         self.failed: str | None = None
         """Why the client must be cut off, if it must."""
         self._start = start
+        self._only = only
         self._stream = JsonStream()
         self._waiting: deque[Request] = deque()
         self._busy = False
@@ -201,6 +207,8 @@ class Session:
         arguments = message.get("arguments", {})
         if not isinstance(arguments, dict):
             raise QmpError("QMP input member 'arguments' must be an object")
+        if self._only is not None and name not in self._only:
+            raise QmpError(f"The command {name} is not for this client", ErrorClass.COMMAND_NOT_FOUND)
         found = find_command(name)
         if how == "exec-oob" and not found.allow_oob:
             raise QmpError(f"The command {name} does not support OOB")

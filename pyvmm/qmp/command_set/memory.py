@@ -1,4 +1,5 @@
-"""Guest memory to files. Source: qapi/machine.json (memsave, pmemsave), qapi/dump.json.
+"""Guest memory to files, and where it is written. Source: qapi/machine.json (memsave, pmemsave), qapi/dump.json;
+pyvmm's own command is x-query-dirty-heat.
 
 Files are opened so that nothing can hold the loop up: a FIFO without a reader is refused.
 """
@@ -61,6 +62,26 @@ class DumpCapability(QmpStruct):
     formats: list[Literal["elf"]]
 
 
+class HeatRegionInfo(QmpStruct):
+    """A piece of RAM at ``address``. ``written[i]``: pages found written in its ``i``-th ``bucket`` bytes, so far."""
+
+    address: int
+    size: int
+    bucket: int
+    written: list[int]
+
+
+class DirtyHeatInfo(QmpStruct):
+    """``since``: when counting began (seconds of the monotonic clock); other counts than of this beginning do not
+    compare. ``log``: whose harvests are counted: a migration's or a replication's (others), or its own.
+    """
+
+    since: float
+    harvests: int
+    log: Literal["others", "own", "none"]
+    regions: list[HeatRegionInfo]
+
+
 @command("memsave")
 def memsave(context: CommandContext, arguments: MemsaveArguments) -> None:
     """Through the vCPU's page tables, whatever rights the pages have."""
@@ -116,6 +137,21 @@ def dump_guest_memory(context: CommandContext, arguments: DumpArguments) -> None
 def query_dump_guest_memory_capability(context: CommandContext) -> DumpCapability:
     """ELF only."""
     return DumpCapability(formats=["elf"])
+
+
+@command("x-query-dirty-heat")
+def x_query_dirty_heat(context: CommandContext) -> DirtyHeatInfo:
+    """Where the guest writes: counts that grow as long as they are asked for every few seconds, and cost nothing else.
+    A page counts once for each harvest it is found in.
+    """
+    machine, heat = context.machine, context.monitor.heat
+    regions = heat.look(may_log=machine.run_state is RunState.RUNNING)
+    return DirtyHeatInfo(
+        since=heat.began, harvests=heat.harvests, log=heat.log,
+        regions=[
+            HeatRegionInfo(address=one.gpa, size=one.size, bucket=one.bucket, written=one.written) for one in regions
+        ],
+    )  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -45,13 +45,13 @@ def test_second_ones_get_a_suffix_unless_the_name_was_chosen() -> None:
 def test_what_a_dead_machine_left_is_removed(runtime: Path) -> None:
     """A process that was killed leaves the file; nobody listens there."""
     name, endpoint = claim_name("dead", exact=True)
-    endpoint.listener.close()
+    endpoint.socket.close()
     path = runtime / "pyvmm" / "dead.sock"
     assert path.exists()
     assert running_names() == [] and not path.exists()
     name, second = claim_name("dead", exact=True)
     assert name == "dead"
-    second.listener.close()
+    second.socket.close()
     name, third = claim_name("dead", exact=True)  # claiming alone clears it, too
     assert name == "dead"
     third.close()
@@ -151,14 +151,14 @@ def test_endpoints(tmp_path: Path) -> None:
     endpoint = open_endpoint(f"unix:{path},server=on,wait=off")
     with pytest.raises(ConfigError, match="in use"):
         open_endpoint(f"unix:{path}")
-    endpoint.listener.close()
+    endpoint.socket.close()
     again = open_endpoint(f"unix:{path}")  # stale: nobody listens
     again.close()
     endpoint.close()
     assert not path.exists()
     for host in ("127.0.0.1", "localhost"):
         endpoint = open_endpoint(f"tcp:{host}:0")
-        port = endpoint.listener.getsockname()[1]
+        port = endpoint.socket.getsockname()[1]
         socket.create_connection((host, port), 5).close()
         with pytest.raises(ConfigError, match="in use"):
             open_endpoint(f"tcp:{host}:{port}")
