@@ -10,7 +10,7 @@ PYTHON := .venv/bin/python
 PACKAGES := gcc make libc6-dev linux-libc-dev python3-dev python3-venv \
 	flex bison bc libelf-dev libssl-dev xz-utils cpio \
 	linux-source-6.12 busybox-static erofs-utils acpica-tools gdb \
-	qemu-system-x86 squashfs-tools strace etcd-server libseccomp2 chromium tcpdump
+	qemu-system-x86 squashfs-tools strace etcd-server libseccomp2 chromium tcpdump tmux
 
 .PHONY: run linux test lab-test lab-shell torture setup packages venv native guests kernel rootfs lint unit bench docs clean
 

@@ -27,13 +27,15 @@ from pyvmm.cli import (
     run,
     snapshot,
     test,
+    top,
 )
 from pyvmm.cli.machine_options import report_failure
 from pyvmm.cli.messages import complain, silence
 from pyvmm.errors import EXIT_REFUSED, PyvmmError
 
 COMMANDS = (
-    run, linux, explain, diff_run, test, machines, migrate, colo, snapshot, net, disk, certs, bench, doctor, completion,
+    run, linux, explain, diff_run, test, machines, top, migrate, colo, snapshot, net, disk, certs, bench, doctor,
+    completion,
 )  # fmt: skip
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from pyvmm.devices.bus import PORT_SPACE, Bus
 from pyvmm.explain.narrator import Narrator
-from pyvmm.host.vcpu_statistics import vcpu_statistics
 from pyvmm.machine.statistics import machine_statistics
 from pyvmm.native import ffi, lib
 
@@ -84,8 +83,8 @@ class Watch:
 def unseen(machine: Machine) -> Counter[str]:
     """What no exit shows, by KVM's counters and the native loop's: interrupts, and work-arounds without Python."""
     found: Counter[str] = Counter()
-    for vcpu, native in zip(machine.vcpus, machine_statistics(machine)["cpus"], strict=True):
-        counters = vcpu_statistics(vcpu)
+    for file, native in zip(machine.counters, machine_statistics(machine)["cpus"], strict=True):
+        counters = file.read()
         found["interrupt, of KVM's controllers"] += counters.get("irq_injections", 0)
         found["halt, until an interrupt (no exit to pyvmm)"] += counters.get("halt_exits", 0)
         found["work-around: SYSCALL"] += native["syscalls_completed"]

@@ -25,6 +25,7 @@ from pyvmm.devices.system_port_a import SystemPortA
 from pyvmm.devices.task_port import TaskPort
 from pyvmm.devices.vmgenid import VmGenId
 from pyvmm.errors import HostError
+from pyvmm.host.vcpu_statistics import VcpuCounters
 from pyvmm.kvm.system import System
 from pyvmm.kvm.vm import Vm
 from pyvmm.machine.config import MachineConfig
@@ -118,6 +119,7 @@ def build_machine(
             vcpu.set_cpuid(guest_cpuid(supported, apic_id=index, cpus=config.cpus, tsc_deadline=tsc_deadline))
             dirty.add_vcpu(vcpu)
             machine.add_vcpu(vcpu)
+            machine.counters.append(stack.enter_context(VcpuCounters(vcpu)))
         machine.power_on(load_image=saved_ram is None and not config.incoming)
         machine.owned = stack.pop_all()
         return machine

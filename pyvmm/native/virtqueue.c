@@ -307,6 +307,12 @@ int pv_queue_enable_kicks(struct pv_queue *q)
 	return load_16(q->avail + RING_IDX, __ATOMIC_ACQUIRE) != q->next_avail;
 }
 
+/* The driver's index: chains made available so far, modulo 2^16. What it says is not checked. 0 while there is no ring. */
+uint16_t pv_queue_available(const struct pv_queue *q)
+{
+	return q->size ? load_16(q->avail + RING_IDX, __ATOMIC_ACQUIRE) : 0;
+}
+
 /* Tell the driver that it need not notify. With EVENT_IDX flags are 0 (2.7.10) and an old avail_event says it. */
 void pv_queue_disable_kicks(struct pv_queue *q)
 {

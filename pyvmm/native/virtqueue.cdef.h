@@ -48,6 +48,7 @@ int pv_queue_publish(struct pv_queue *q, uint16_t count);
 int pv_queue_push(struct pv_queue *q, const struct pv_chain *chain, uint32_t written);
 int pv_queue_wants_interrupt(struct pv_queue *q);
 int pv_queue_enable_kicks(struct pv_queue *q);
+uint16_t pv_queue_available(const struct pv_queue *q);
 void pv_queue_disable_kicks(struct pv_queue *q);
 uint64_t pv_chain_read(const struct pv_chain *chain, uint64_t offset, void *to, uint64_t n);
 uint64_t pv_chain_write(const struct pv_queue *q, const struct pv_chain *chain, uint64_t offset, const void *from,

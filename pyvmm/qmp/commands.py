@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 COMMAND_SETS = (
     "introspection", "run_state", "machine_facts", "memory", "tracing", "human_monitor", "devices", "descriptors",
-    "snapshots", "migration", "colo", "debugging",
+    "snapshots", "migration", "colo", "debugging", "statistics",
 )  # fmt: skip
 """Modules of ``command_set/``."""
 

@@ -192,6 +192,14 @@ class VirtQueue:
         """Chains that are out."""
         return int(self._native.next_avail - self._native.next_used) & 0xFFFF
 
+    @property
+    def depth(self) -> int:
+        """Chains the driver made available and has not got back yet; 0 while the ring is not there."""
+        native = self._native
+        if not native.size:
+            return 0
+        return min(int(lib.pv_queue_available(native) - native.next_used) & 0xFFFF, int(native.size))
+
     def save(self) -> QueueState:
         """Configuration and indices. Chains must not be out: the device gives back what it has first."""
         if self.in_flight:
