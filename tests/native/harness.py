@@ -27,6 +27,7 @@ def build(folder: Path, harness: str, sources: list[Path], *options: str, saniti
     """
     program = folder / "harness"
     flags = [option for option in options if not option.startswith("-Wl,")]
+    _objects()  # here: two threads that came first at once would make two, and one of them would be gone again
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         objects = list(pool.map(lambda source: _compiled(source, sanitizer, *flags), [HERE / harness, *sources]))
     _gcc(f"-fsanitize={sanitizer}", *map(str, objects), *options, "-o", str(program), "-lpthread")
