@@ -16,7 +16,7 @@ from pyvmm.cli.colo_options import add_colo_options, colo_config_of, set_up_colo
 from pyvmm.cli.device_options import add_device_options
 from pyvmm.cli.messages import complain
 from pyvmm.cli.migration_options import add_migration_options, take_guest_in
-from pyvmm.cli.monitor_options import add_monitor_options, endpoints_of
+from pyvmm.cli.monitor_options import add_monitor_options, endpoints_of, is_confined
 from pyvmm.errors import EXIT_GUEST_CRASHED, ConfigError
 from pyvmm.host.profile import QUIRKS
 from pyvmm.machine.config import MachineConfig
@@ -203,8 +203,7 @@ def _run(
 
 def confine(machine: Machine, args: argparse.Namespace) -> None:
     """What ``--sandbox`` asks for, for good: everything that needs more must have been done."""
-    chosen = getattr(args, "sandbox", "off")
-    if chosen == "on" or (chosen == "auto" and getattr(args, "colo", None) is not None):
+    if is_confined(args):
         from pyvmm.host.sandbox import enter_sandbox
 
         enter_sandbox(cards=has_card(machine.config.devices))

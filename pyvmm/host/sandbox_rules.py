@@ -19,8 +19,8 @@ FREE: dict[str, str] = {
     "connections": "bind listen accept accept4 connect shutdown getsockname getpeername getsockopt setsockopt sendto"
     " recvfrom sendmsg recvmsg sendmmsg recvmmsg",
     "memory that nothing is executed from": "munmap mremap brk madvise msync mlock munlock memfd_create",
-    "signals and the ends of threads": "rt_sigaction rt_sigprocmask rt_sigreturn rt_sigtimedwait rt_sigpending"
-    " sigaltstack exit exit_group set_robust_list get_robust_list rseq set_tid_address",
+    "signals, and the ends of threads and of the dashboard": "rt_sigaction rt_sigprocmask rt_sigreturn rt_sigtimedwait"
+    " rt_sigpending sigaltstack exit exit_group set_robust_list get_robust_list rseq set_tid_address wait4",
     "who and when": "getpid gettid getppid getuid geteuid getgid getegid clock_gettime clock_getres gettimeofday time"
     " times uname sysinfo getrusage getrandom getcpu sched_getaffinity sched_getscheduler sched_getparam"
     " sched_getattr capget getgroups getpgrp",
