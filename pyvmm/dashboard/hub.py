@@ -18,6 +18,7 @@ class Hub:
         self._watch = watch
         self.clients = 0
         self._number = 0
+        self._over = False
         self._state = b""
         self._made = 0.0
         self._changed = asyncio.Event()
@@ -47,11 +48,18 @@ class Hub:
         self._changed.set()
         self._changed = asyncio.Event()
 
+    def end(self) -> None:
+        """There will be no more."""
+        self._over = True
+        self._changed.set()
+
     async def states(self) -> AsyncIterator[bytes]:
-        """The newest, and each time there is another and this one was taken, the newest again."""
+        """The newest, and each time there is another and this one was taken, the newest again, until the end."""
         seen = -1
         while True:
             while not self._state or self._number == seen:
+                if self._over:
+                    return
                 await self._changed.wait()
             seen = self._number
             yield self._state

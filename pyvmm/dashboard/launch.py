@@ -16,7 +16,7 @@ from pyvmm.dashboard.token import new_token, read_token
 from pyvmm.errors import ConfigError, HostError
 from pyvmm.qmp.endpoints import Endpoint, open_endpoint
 
-END_DEADLINE = 2.0
+END_DEADLINE = 1.0
 """Seconds for the dashboard to end; one that does not is killed by the kernel when the VMM is gone."""
 START_MAX = 4096
 _KEPT_FROM = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP)

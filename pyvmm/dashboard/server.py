@@ -53,8 +53,10 @@ async def serve(link: socket.socket, listener: socket.socket, token: str, name: 
     feed.start()
     await over.wait()
     server.close()
+    hub.end()
     if hub.clients:
         await asyncio.sleep(LAST_WORDS)
+    logging.disable()  # of those that have not taken it by now
 
 
 async def listen(application: ASGIApp, listener: socket.socket) -> asyncio.Server:
@@ -110,7 +112,7 @@ class States:
             if self._events:
                 response: Response = StreamingResponse(self._stream(), media_type="text/event-stream")
             else:
-                response = Response(await anext(self._hub.states()), media_type="application/json")
+                response = Response(await anext(self._hub.states(), b"{}"), media_type="application/json")
             await response(scope, receive, send)
         finally:
             self._hub.leave()

@@ -117,7 +117,7 @@ function showHeat(state) {
     const rects = svgs[r].children;
     region.written.forEach((written, i) => {
       const now = comparable ? (written - old.regions[r].written[i]) / seconds : 0;
-      const smooth = rates[r][i] = Math.max(now, rates[r][i] * 0.7);
+      const smooth = rates[r][i] = Math.max(now, rates[r][i] * 0.4);
       const level = smooth < 0.5 ? 0 : Math.max(1, Math.min(6, Math.floor(6 + 2 * Math.log10(smooth / pages))));
       const rect = rects[i];
       const wanted = `h${level}`;
