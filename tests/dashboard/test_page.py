@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.framework.browser import Browser, browsing
 from tests.framework.dashboards import Dashboard
+from tests.framework.devtools import Browser, browsing
 from tests.framework.migrating import dirtier, sides
 from tests.framework.pairs import pairs, wait_alone
 
