@@ -20,6 +20,7 @@ import os
 import threading
 from collections.abc import Iterator
 
+from pyvmm.block.disk_sums import pieces, sum_of
 from pyvmm.block.image import Image, disk_size, lock_disk, open_disk_file, open_image
 from pyvmm.block.overlay import Overlay, create_overlay, open_overlay
 from pyvmm.block.pair_file import (
@@ -127,6 +128,13 @@ class ReplicaDisk:
     def size(self) -> int:
         """Bytes."""
         return self.overlay.size
+
+    def sums(self) -> Iterator[bytes]:
+        """Checksums of what the image holds (disk_sums.py). HostError."""
+        for offset, size in pieces(self.size):
+            with self._guarded():
+                one = sum_of(self._image.read(offset, size))
+            yield one
 
     # -- what the primary sends -------------------------------------------------------------------
 

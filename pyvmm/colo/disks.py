@@ -5,11 +5,17 @@
     primary    guest --virtio-blk--> image            secondary   replica --virtio-blk--> overlay
                           \\--> records (native) ----> disk link ------> log --commit--> image
 
-The first checkpoint waits until all of the primary's disks have been copied; meanwhile the guest writes, and its writes
-go the same way, so that the copy and they have one order (native/block_forward.h). From then on each checkpoint ends
-with a marker on this connection, and ``vmstate-received`` is said only when all before it is durable (COLO.md, rule 4).
+First the secondary says the checksums of what its images hold (block/disk_sums.py), and only pieces that differ are
+copied: a copy that was broken off goes on where it was, and a disk that was the pair's once needs what has changed
+since. That is right whatever is written meanwhile. A byte of a piece that compares equal either was not written since
+the records began, and is the same on both sides; or it was, and its record brings it.
 
-One message: big-endian u32 number of the disk, u32 bytes, records (block/write_log.py). Disks that are read-only are
+The first checkpoint waits until all that differs has been copied; meanwhile the guest writes, and its writes go the
+same way, so that the copy and they have one order (native/block_forward.h). From then on each checkpoint ends with a
+marker on this connection, and ``vmstate-received`` is said only when all before it is durable (COLO.md, rule 4).
+
+One message: big-endian u32 number of the disk, u32 bytes, records (block/write_log.py); before all others, from the
+secondary, the same with checksums in place of records. Disks that are read-only are
 nobody's business: each side has its own copy. An error on the way, or of the secondary's disk, ends the protection and
 not the guest.
 """
@@ -26,11 +32,11 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from pyvmm.block.disk_sums import SUM, count_of, pieces, sum_of
 from pyvmm.block.pair_file import PairFile, read_pair, remove_pair, write_pair
 from pyvmm.block.replica_disk import LIMIT, ReplicaOverlay
 from pyvmm.colo.session import ColoSession
 from pyvmm.errors import ChannelError, HostError, PyvmmError, StateError
-from pyvmm.native import lib
 
 if TYPE_CHECKING:
     from pyvmm.machine.machine import Machine
@@ -43,7 +49,8 @@ QUEUED = 16 << 20
 """Bytes that wait for the line; then the guest's writes wait, too, so it is also how long they do."""
 EPOCH_BYTES = LIMIT // 4
 """Sent since the last checkpoint: the next one is made now, before the secondary's log is full."""
-PIECE: int = lib.PV_FORWARD_DATA
+SUMS_AT_ONCE = 16
+"""Pieces whose checksums are one message: 16 MiB are read for it, which is no time to fall silent for."""
 END_DEADLINE = 10.0
 
 
@@ -65,6 +72,8 @@ class PrimaryDisks:
         self._event = -1
         self._stopping = False
         self._thread: threading.Thread | None = None
+        self._theirs: list[list[bytes]] = []
+        """Checksums of the secondary's disks, until they have been copied to."""
         self._sent: int | None = None
         """Bytes since the last marker, about; None before the first."""
 
@@ -77,6 +86,22 @@ class PrimaryDisks:
         """The connection; ``timeout`` is the longest that the other side may take nothing from it."""
         self._socket = sock
         sock.settimeout(timeout)
+
+    def learn(self) -> None:
+        """What the secondary's disks hold. ChannelError."""
+        assert self._socket is not None
+        self._theirs = []
+        for number, disk in enumerate(self._disks):
+            known: list[bytes] = []
+            while len(known) < count_of(disk.image.size):
+                if self._session.closing or self._session.failover_wanted:
+                    raise ChannelError("the disks were not compared to their end")
+                due = min(SUMS_AT_ONCE, count_of(disk.image.size) - len(known))
+                message = read_all(self._socket, memoryview(bytearray(HEAD.size + due * SUM)))
+                if HEAD.unpack_from(message) != (number, due * SUM):
+                    raise ChannelError(f"the secondary sent no checksums of its disk {number}")
+                known += [bytes(message[at : at + SUM]) for at in range(HEAD.size, len(message), SUM)]
+            self._theirs.append(known)
 
     def begin(self) -> None:
         """The guest stands still: from here on what it writes is recorded. On the loop. HostError."""
@@ -93,12 +118,22 @@ class PrimaryDisks:
         self._thread.start()
 
     def copy_all(self) -> None:
-        """Send what is on the disks, while the guest writes. ChannelError."""
-        for disk in self._disks:
-            for offset in range(0, disk.image.size, PIECE):
+        """Send what the secondary's disks have not got, while the guest writes. ChannelError, HostError."""
+        counters = self._session.counters
+        for disk, theirs in zip(self._disks, self._theirs, strict=True):
+            for (offset, size), known in zip(pieces(disk.image.size), theirs, strict=True):
                 if self._session.closing or self._session.failover_wanted or self._stopping:
                     raise ChannelError("the disks were not copied to their end")
-                disk.forward_copy(offset, min(PIECE, disk.image.size - offset))
+                try:
+                    same = sum_of(disk.image.read(offset, size)) == known
+                except OSError as error:
+                    raise HostError(f"disk {disk.image.path}: cannot be read: {error.strerror or error}") from None
+                if same:
+                    counters.disk_same += size
+                else:
+                    disk.forward_copy(offset, size)
+                    counters.disk_copied += size
+        self._theirs = []
 
     def mark(self, epoch: int) -> None:
         """The guest stands still for checkpoint ``epoch``: it is to have what was written up to here. On the loop."""
@@ -253,6 +288,7 @@ class SecondaryDisks:
     def _receive_all(self) -> None:
         buffer = memoryview(bytearray(BATCH))
         try:
+            self._say_sums()
             while not self._stopping:
                 number, size = HEAD.unpack(self._read(buffer[: HEAD.size]))
                 if number >= len(self._disks) or size > BATCH:
@@ -272,6 +308,21 @@ class SecondaryDisks:
             else:
                 self._give_up(error)
 
+    def _say_sums(self) -> None:
+        """What the disks hold. HostError; ChannelError: nobody listens."""
+        assert self._socket is not None
+        for number, disk in enumerate(self._disks):
+            waiting: list[bytes] = []
+            for at, one in enumerate(disk.sums(), 1):
+                waiting.append(one)
+                if len(waiting) == SUMS_AT_ONCE or at == count_of(disk.size):
+                    message = HEAD.pack(number, len(waiting) * SUM) + b"".join(waiting)
+                    try:
+                        self._socket.sendall(message)
+                    except OSError as error:
+                        raise _LineEnded(f"the disks' connection broke: {error.strerror or error}") from None
+                    waiting = []
+
     def _replica_failed(self, path: str, what: str) -> None:
         """The replica has seen an error that the guest has not. On a thread of its disk's."""
         self._give_up(HostError(f"disk {path}: the replica failed: {what}; see to the host's disk and protect again"))
@@ -284,20 +335,27 @@ class SecondaryDisks:
 
     def _read(self, into: memoryview) -> memoryview:
         assert self._socket is not None
-        done = 0
-        try:
-            while done < len(into):
-                count = self._socket.recv_into(into[done:])
-                if not count:
-                    raise _LineEnded("the other side closed the disks' connection")
-                done += count
-        except OSError as error:
-            raise _LineEnded(f"the disks' connection broke: {error.strerror or error}") from None
-        return into
+        return read_all(self._socket, into)
 
 
 class _LineEnded(ChannelError):
     """Nothing more comes."""
+
+
+def read_all(sock: socket.socket, into: memoryview) -> memoryview:
+    """Fill ``into``. ChannelError."""
+    done = 0
+    try:
+        while done < len(into):
+            count = sock.recv_into(into[done:])
+            if not count:
+                raise _LineEnded("the other side closed the disks' connection")
+            done += count
+    except TimeoutError:
+        raise ChannelError("the secondary says nothing of its disks") from None
+    except OSError as error:
+        raise _LineEnded(f"the disks' connection broke: {error.strerror or error}") from None
+    return into
 
 
 def _list(sizes: Sequence[int]) -> str:

@@ -21,7 +21,7 @@ from pyvmm.trace import trace_group
 
 T = trace_group("colo")
 
-VERSION = 3
+VERSION = 4
 """Of the protocol between the two, this and messages.py's."""
 TOKEN = 16
 """Bytes."""

@@ -146,6 +146,7 @@ class Primary:
         if not self._disks.sizes:
             return  # and the guest need not stand still for it
         try:
+            self._disks.learn()
             self._on_loop(self._side.pause)
             try:
                 self._on_loop(self._disks.begin)

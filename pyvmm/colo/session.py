@@ -80,6 +80,10 @@ class ColoCounters:
     failovers: int = 0
     last_failover: float | None = None
     """Seconds from hearing of it to the guest running on."""
+    disk_copied: int = 0
+    """Bytes of disks that a secondary was sent before its first checkpoint; beside them what the guest wrote."""
+    disk_same: int = 0
+    """Bytes that it had already."""
     rolled_back_pages: int = 0
     """Secondary: pages it had written itself."""
 

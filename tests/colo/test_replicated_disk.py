@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 from pathlib import Path
@@ -18,6 +19,7 @@ from tests.framework.processes import REPOSITORY, refused
 pytestmark = [pytest.mark.timeout(120)]
 GUEST = REPOSITORY / "guests" / "disk-reader"
 SECTORS = 64
+LARGE = 8 << 20
 EPOCH_NUMBERS = 100
 """More than the guest writes in an epoch and the time that a checkpoint takes."""
 
@@ -122,6 +124,44 @@ def test_both_disks_are_the_same_when_nothing_is_under_way_and_a_survivor_is_pro
         side.wait_for_text(b"wrote %d" % (numbers[-1] + 100))
         check_disk_of = numbers_in(side.quit())
         check_disk(disks.path("three"), check_disk_of[-1])
+
+
+def test_what_a_new_secondary_has_already_is_not_copied(tmp_path: Path) -> None:
+    """Twice the same images: the second time only what was written since goes over."""
+    with pairs(tmp_path, (str(GUEST), "--append", "size=512 journal=500")) as pair:
+        disks = DiskPair(tmp_path, pair)
+        large = {}
+        for name, content in (("one", os.urandom(LARGE)), ("two", bytes(LARGE))):
+            large[name] = tmp_path / f"{name}-large.img"
+            large[name].write_bytes(content)
+
+        def begin(name: str) -> Side:
+            two = ("--disk", str(disks.path("two")), "--disk", str(large["two"]))
+            return pair.secondary(*two, *PATIENT, name=name)
+
+        for name in ("one", "two"):
+            image(tmp_path, name)
+        secondary = begin("two")
+        primary = pair.primary(
+            secondary, "--disk", str(disks.path("one")), "--disk", str(large["one"]), *MODES["hybrid"], name="one"
+        )
+        wait_protected(primary, epoch=2)
+        stats = primary.qmp.execute("query-colo-stats", oob=True)
+        assert stats["disk-copied"] >= LARGE  # all of the large one, which was zeros
+        kill(secondary)
+        wait_alone(primary)
+        before = stats["disk-copied"]
+        begin("two-again")
+        primary.qmp.execute("x-colo-protect", {"uri": pair.uri_of("two-again")})
+        wait_protected(primary, epoch=2)
+        stats = primary.qmp.execute("query-colo-stats", oob=True)
+        assert stats["disk-copied"] - before <= SECTORS * 512
+        assert stats["disk-same"] >= LARGE
+        primary.qmp.execute("stop")
+        primary.qmp.execute("colo-checkpoint-now")
+        wait_protected(primary, epoch=int(colo_status(primary)["x-epoch"]) + 1)
+        assert large["one"].read_bytes() == large["two"].read_bytes()
+        assert disks.path("one").read_bytes() == disks.path("two").read_bytes()
 
 
 def test_a_secondary_whose_disk_fails_ends_and_the_guest_goes_on(tmp_path: Path) -> None:

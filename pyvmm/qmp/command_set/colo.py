@@ -92,6 +92,9 @@ class ColoStats(QmpStruct):
     """Console output that waits."""
     rolled_back_pages: int
     """Secondary: pages that its replica had written."""
+    disk_copied: int
+    """Primary: bytes of disks that were copied before a first checkpoint; ``disk-same``: that were there already."""
+    disk_same: int
     failovers: int
     heartbeats_sent: int
     heartbeats_heard: int
@@ -159,7 +162,8 @@ def query_colo_stats(context: CommandContext) -> ColoStats:
         pages=last[0].pages if last else 0, zero_pages=last[0].zero_pages if last else 0,
         delta_pages=last[0].delta_pages if last else 0, saved=last[0].saved if last else 0,
         size=last[0].size if last else 0, held_bytes=context.machine.backend.hold.held,
-        rolled_back_pages=counters.rolled_back_pages, failovers=counters.failovers,
+        rolled_back_pages=counters.rolled_back_pages, disk_copied=counters.disk_copied, disk_same=counters.disk_same,
+        failovers=counters.failovers,
         heartbeats_sent=beats.sent if beats else 0, heartbeats_heard=beats.heard if beats else 0,
         longest_silence=beats.longest_silence * 1000 if beats else 0.0,
         cards=_cards(protection),

@@ -20,12 +20,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pyvmm.block import disk_sums
 from pyvmm.block.image import SECTOR, open_image
 from pyvmm.block.replica_disk import ReplicaDisk
 from pyvmm.block.write_log import FLUSH, MARKER, WRITE, encode_record
 from pyvmm.colo import disks
 from pyvmm.colo.disks import HEAD, PrimaryDisks, SecondaryDisks
-from pyvmm.colo.session import ColoSession
+from pyvmm.colo.session import ColoCounters, ColoSession
 from pyvmm.errors import ChannelError, HostError
 from pyvmm.machine.machine import Machine
 from tests.unit.virtio.block_bench import DISCARD, IOERR, OK, OUT, ZEROES, BlkBench, block_bench, ranges
@@ -45,6 +46,7 @@ class FakeSession:
         self.suspected: list[str] = []
         self.asked: list[str] = []
         self.gave_up = 0
+        self.counters = ColoCounters()
 
     def suspect(self, reason: str) -> None:
         self.suspected.append(reason)
@@ -84,6 +86,7 @@ class Ends:
         self.epoch = 0
 
     def begin(self) -> None:
+        self.sending.learn()
         with standing_still(self.primary.bench):
             self.sending.begin()
 
@@ -232,8 +235,7 @@ def test_a_full_log_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disks, "EPOCH_BYTES", 3 * SIZE)
     with ends() as pair:
         pair.begin()
-        for _ in range(2):
-            pair.sending.copy_all()
+        pair.sending.copy_all()
         wait_until(lambda: not pair.primary.bench.blk._forward.queued, "it is not sent")
         pair.checkpoint()
         assert pair.primary.session.asked == []  # what the first checkpoint has is in no log
@@ -249,8 +251,10 @@ def test_a_secondary_that_takes_nothing_ends_the_pair_and_the_guest_writes_on(mo
     with ends() as pair:
         ours, theirs = socket.socketpair()
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        pair.sending.learn()
         pair.sending.connect(ours, 0.1)
-        pair.begin()
+        with standing_still(pair.primary.bench):
+            pair.sending.begin()
         for number in range(40):
             assert pair.primary.bench.request(OUT, number, os.urandom(8 * SECTOR)) == (OK, b"")
         wait_until(lambda: pair.primary.session.suspected, "nobody notices")
@@ -272,6 +276,67 @@ def test_a_write_that_the_host_fails_is_told_to_both(tmp_path: Path) -> None:
         wait_until(lambda: pair.primary.session.suspected, "nobody notices")
         assert os.strerror(errno.EBADF) in pair.primary.session.suspected[0]
         assert pair.primary.bench.request(OUT, 0, bytes(SECTOR)) == (OK, b"")
+
+
+def test_only_what_differs_is_copied_and_a_broken_copy_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk_sums, "PIECE", 8 * SECTOR)
+    with ends() as pair:
+        content = bytearray(pair.primary.path.read_bytes())
+        content[9 * SECTOR] ^= 1
+        content[-1] ^= 1
+        pair.image.write_bytes(content)  # two of eight pieces differ
+        again = Ends(pair.primary, pair.secondary, pair.image)  # its sums are of what is there now
+        again.begin()
+        chance = random.Random(1)
+        for _ in range(5):
+            do_something(pair.primary.bench, chance)
+        again.sending.copy_all()
+        again.checkpoint()
+        assert again.same()
+        counters = pair.primary.session.counters
+        assert counters.disk_copied >= 2 * 8 * SECTOR and counters.disk_copied + counters.disk_same == SIZE
+        again.receiving.close()
+        again.sending.close()
+
+
+@settings(max_examples=30, deadline=None)
+@given(equal=st.sets(st.integers(0, SECTORS - 1)), writes=st.integers(0, 8), seed=st.integers(0, 1 << 32))
+def test_whatever_is_written_while_sums_are_compared(equal: set[int], writes: int, seed: int) -> None:
+    """Pieces of a sector: any of them may compare equal, before or after a write to it."""
+    chance = random.Random(seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(disk_sums, "PIECE", SECTOR)
+        with ends() as first:
+            first.receiving.close()
+            content = bytearray(first.image.read_bytes())
+            theirs = first.primary.path.read_bytes()
+            for sector in equal:
+                content[sector * SECTOR : (sector + 1) * SECTOR] = theirs[sector * SECTOR : (sector + 1) * SECTOR]
+            first.image.write_bytes(content)
+            pair = Ends(first.primary, first.secondary, first.image)
+            pair.begin()
+            for _ in range(writes):
+                do_something(first.primary.bench, chance)
+            pair.sending.copy_all()
+            pair.checkpoint()
+            assert pair.same()
+            pair.receiving.close()
+            pair.sending.close()
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", HEAD.pack(1, 32) + bytes(32), HEAD.pack(0, 31) + bytes(32), HEAD.pack(0, 1 << 31) + bytes(32)]
+)
+def test_checksums_that_make_no_sense_are_no_protection(answer: bytes) -> None:
+    with ends() as pair:
+        ours, theirs = socket.socketpair()
+        theirs.sendall(answer)
+        theirs.shutdown(socket.SHUT_WR)
+        pair.sending.connect(ours, TIMEOUT)
+        with pytest.raises(ChannelError, match=r"no checksums of its disk 0|closed the disks"):
+            pair.sending.learn()
+        theirs.close()
+        pair.line.close()
 
 
 def message(number: int, records: bytes, size: int | None = None) -> bytes:
