@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from pyvmm.errors import ConfigError, HostError
+from pyvmm.errors import EXIT_REFUSED, ConfigError, HostError
 
 if TYPE_CHECKING:
     from pyvmm.cli.top_watch import Seen
@@ -45,8 +45,9 @@ def run(args: argparse.Namespace) -> int:
             return _once(watch.look_twice(), as_json=args.json)
         from pyvmm.cli.top_screen import TopApp
 
-        TopApp(watch).run()
-    return 0
+        app = TopApp(watch)
+        app.run()
+    return EXIT_REFUSED if app.return_code else 0
 
 
 def _once(seen: list[Seen], *, as_json: bool) -> int:

@@ -71,12 +71,12 @@ class TopApp(App[None]):
             chosen = there[at] if 0 <= at < len(there) else None
             table.clear()
             for each in self._seen:
-                table.add_row(*row(each), key=each.name)
+                table.add_row(*_cells(each), key=each.name)
             if chosen in wanted:
                 table.move_cursor(row=wanted.index(chosen))
         else:
             for number, each in enumerate(self._seen):
-                for column, cell in enumerate(row(each)):
+                for column, cell in enumerate(_cells(each)):
                     table.update_cell_at((number, column), cell, update_width=True)  # type: ignore[arg-type]
         self.query_one("#closer", Static).update(Text("\n".join(self._lines())))
 
@@ -89,10 +89,17 @@ class TopApp(App[None]):
         return -value, seen.name
 
     def _lines(self) -> list[str]:
+        if self._watch.problem is not None:
+            return [self._watch.problem]
         if not self._seen:
             return ["no machine is running"]
         seen = next((each for each in self._seen if each.name == self._closer), None)
         return closer(seen) if seen is not None else [f"sorted by {SORTS[self._sort]}; Enter shows a machine closer"]
+
+
+def _cells(seen: Seen) -> list[Text]:
+    """Plain text: what a machine says is no markup."""
+    return [Text(cell) for cell in row(seen)]
 
 
 def closer(seen: Seen) -> list[str]:
@@ -115,6 +122,7 @@ def closer(seen: Seen) -> list[str]:
         lines.append(f"COLO: {one.colo['mode']}, pair {one.colo['x-pair']}, term {one.colo['x-term']}, epoch"
                      f" {one.colo['x-epoch']}")  # fmt: skip
         if stats["checkpoints"]:
-            lines.append(f"checkpoints: {stats['checkpoints']}, the last {stats['pages']} pages; pause median"
-                         f" {stats['pause']['median']:.2f} ms, longest {stats['pause']['largest']:.2f} ms")  # fmt: skip
+            lines.append(f"checkpoints: {stats['checkpoints']}, the last {stats['pages']} pages")
+        if (pause := stats.get("pause")) is not None:
+            lines.append(f"pause: median {pause['median']:.2f} ms, longest {pause['largest']:.2f} ms")
     return lines

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -20,6 +20,8 @@ MACHINES_MAX = 64
 ANSWER = 2.0
 """Seconds until a machine that says nothing is not answering."""
 TWICE = 0.5
+NAMES = 0.25
+"""Seconds between two looks for machines that came or went."""
 COLUMNS = (
     "NAME", "STATUS", "CPU %", "EXITS/S", "MOST OF THEM", "WRITTEN/S", "MEMORY", "COLO", "EPOCH", "PAUSE", "QUEUED",
 )  # fmt: skip
@@ -33,7 +35,6 @@ class Seen:
     sample: Sample | None = None
     rates: Rates | None = None
     problem: str | None = None
-    pauses: list[float] = field(default_factory=list)
 
     def document(self) -> dict[str, Any]:
         """For JSON."""
@@ -59,7 +60,7 @@ def row(seen: Seen) -> tuple[str, ...]:
         f"{one.memory >> 20} MiB",
         colo["mode"] if colo and colo["mode"] != "none" else "",
         str(colo["x-epoch"]) if colo and colo["mode"] != "none" else "",
-        f"{stats['pause']['median']:.1f} ms" if stats and stats["checkpoints"] else "",
+        f"{stats['pause']['median']:.1f} ms" if stats and stats.get("pause") else "",
         str(sum(queue.depth or 0 for queue in one.queues)) if one.queues else "",
     )
 
@@ -112,26 +113,41 @@ class _Worker:
 
 
 def _runs(name: str) -> bool:
+    """Or nobody can say."""
     try:
         return name in running_names()
     except (PyvmmError, OSError):
-        return False
+        return True
 
 
 class Watch:
     """All machines, or those of ``names``; a context manager that ends its threads."""
 
     def __init__(self, names: list[str], interval: float) -> None:
+        self.problem: str | None = None
+        """Why nobody can say at present which machines there are; those known are still watched."""
         self._names = names
         self._workers: dict[str, _Worker] = {}
         self._interval = interval
-        there = running_names()
-        if missing := [name for name in names if name not in there]:
+        self._there = running_names()
+        if missing := [name for name in names if name not in self._there]:
             raise ConfigError(f"there is no machine {missing[0]!r} (pyvmm list shows those there are)")
+        self._stop = threading.Event()
+        # Looking takes a lock that a stopped pyvmm may hold: no reason for a screen to stand still.
+        self._thread = threading.Thread(target=self._find, name="top", daemon=True)
+        self._thread.start()
+
+    def _find(self) -> None:
+        while not self._stop.wait(NAMES):
+            try:
+                self._there = running_names()
+                self.problem = None
+            except (PyvmmError, OSError) as error:
+                self.problem = str(error)
 
     def look(self) -> list[Seen]:
         """What is known now, by name; machines that came are watched from here on, those that went are gone."""
-        there = [name for name in running_names() if not self._names or name in self._names][:MACHINES_MAX]
+        there = [name for name in self._there if not self._names or name in self._names][:MACHINES_MAX]
         for name in there:
             if name not in self._workers:
                 self._workers[name] = _Worker(name, self._interval)
@@ -139,6 +155,7 @@ class Watch:
             if worker.over or name not in there:
                 worker.stop()
                 del self._workers[name]
+                self._there = [one for one in self._there if one != name]  # until it is found again
         return [self._workers[name].seen for name in sorted(self._workers)]
 
     def look_twice(self) -> list[Seen]:
@@ -157,8 +174,10 @@ class Watch:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._stop.set()
         for worker in self._workers.values():
             worker.stop()
         until = time.monotonic() + 0.5
+        self._thread.join(0.5)
         for worker in self._workers.values():
             worker.join(max(0.0, until - time.monotonic()))

@@ -11,10 +11,45 @@ from typing import Any
 
 import msgspec
 
-from pyvmm.errors import PyvmmError
+from pyvmm.errors import HostError, PyvmmError
 from pyvmm.qmp.client import CommandError, QmpClient
 
 PAGE = 4096
+
+
+class _ColoStatus(msgspec.Struct, rename="kebab"):
+    """What is relied on; the same for those below. Whoever answers may be no pyvmm, or another version."""
+
+    mode: str
+    x_pair: str
+    x_term: int
+    x_epoch: int
+
+
+class _Pause(msgspec.Struct):
+    median: float
+    largest: float
+
+
+class _ColoStats(msgspec.Struct, rename="kebab"):
+    checkpoints: int
+    pages: int
+    pause: _Pause | None = None
+
+
+class _Migration(msgspec.Struct):
+    status: str
+
+
+class _HeatRegion(msgspec.Struct):
+    written: list[int]
+
+
+class _Heat(msgspec.Struct):
+    since: float
+    harvests: int
+    log: str
+    regions: list[_HeatRegion]
 
 
 class CpuSample(msgspec.Struct, frozen=True):
@@ -79,7 +114,14 @@ class Rates(msgspec.Struct, frozen=True):
 
 
 def sample(client: QmpClient, *, heat: bool = True) -> Sample:
-    """Ask. ``heat``: also where it writes. PyvmmError: it does not answer, or has ended."""
+    """Ask. ``heat``: also where it writes. PyvmmError: it does not answer, not as a pyvmm does, or has ended."""
+    try:
+        return _sample(client, heat)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        raise HostError(f"{client.label}: does not answer as a machine of this pyvmm does") from None
+
+
+def _sample(client: QmpClient, heat: bool) -> Sample:
     status = client.execute("query-status", oob=True)["status"]
     cpus: dict[str, dict[str, dict[str, int]]] = {}
     for each in client.execute("query-stats", {"target": "vcpu"}, oob=True):
@@ -92,10 +134,13 @@ def sample(client: QmpClient, *, heat: bool = True) -> Sample:
             zip(device["sizes"], device.get("depths") or [None] * len(device["sizes"]), strict=True)
         )
     ]
-    colo = _colo(client)
-    migration = client.execute("query-migrate", oob=True)
-    found = _heat(client) if heat and status == "running" else None
-    return Sample(
+    colo = _asked(client, "query-colo-status", _ColoStatus, oob=True)
+    migration = client.execute("query-migrate", oob=True) or None
+    if migration is not None:
+        msgspec.convert(migration, _Migration)
+    # Not out-of-band: it is the loop that counts.
+    found = _asked(client, "x-query-dirty-heat", _Heat, oob=False) if heat and status == "running" else None
+    made = Sample(
         at=time.monotonic(),
         name=client.execute("query-name", oob=True).get("name", ""),
         status=status,
@@ -104,25 +149,20 @@ def sample(client: QmpClient, *, heat: bool = True) -> Sample:
         queues=queues,
         written=None if found is None else sum(sum(region["written"]) for region in found["regions"]),
         heat=found,
-        migration=migration if migration.get("status", "none") != "none" else None,
+        migration=migration if migration is not None and migration["status"] != "none" else None,
         colo=colo,
-        colo_stats=client.execute("query-colo-stats", oob=True) if colo is not None else None,
+        colo_stats=_asked(client, "query-colo-stats", _ColoStats, oob=True) if colo is not None else None,
     )
+    return msgspec.convert(msgspec.to_builtins(made), Sample)
 
 
-def _colo(client: QmpClient) -> dict[str, Any] | None:
+def _asked(client: QmpClient, command: str, shape: type[Any], *, oob: bool) -> dict[str, Any] | None:
+    """``None`` if it is refused: the machine was not started with --colo, or it is not the moment for it."""
     try:
-        found: dict[str, Any] = client.execute("query-colo-status", oob=True)
-    except CommandError:  # it was not started with --colo
+        found: dict[str, Any] = client.execute(command, oob=oob)
+    except CommandError:
         return None
-    return found
-
-
-def _heat(client: QmpClient) -> dict[str, Any] | None:
-    try:
-        found: dict[str, Any] = client.execute("x-query-dirty-heat")
-    except CommandError:  # it is not the moment for it
-        return None
+    msgspec.convert(found, shape)
     return found
 
 
@@ -133,7 +173,11 @@ def _cpu(number: int, counters: dict[str, dict[str, int]]) -> CpuSample:
 
 
 def rates(before: Sample, after: Sample) -> Rates | None:
-    """What happened in between; ``None`` if they are of no two moments of one life."""
+    """What happened in between; ``None`` if they are of no two moments of one life.
+
+    ``dirty`` is ``None``, too, where the counts are of two beginnings, or a replication, whose harvests are counted
+    then, has made none in between.
+    """
     seconds = after.at - before.at
     if seconds <= 0 or len(before.cpus) != len(after.cpus):
         return None
@@ -146,10 +190,16 @@ def rates(before: Sample, after: Sample) -> Rates | None:
         )
         for old, new in zip(before.cpus, after.cpus, strict=True)
     ]
-    dirty = None
-    if before.written is not None and after.written is not None and after.written >= before.written:
-        dirty = (after.written - before.written) / seconds
-    return Rates(seconds, cpus, dirty)
+    return Rates(seconds, cpus, _dirty(before, after))
+
+
+def _dirty(before: Sample, after: Sample) -> float | None:
+    old, new = before.heat, after.heat
+    if old is None or new is None or before.written is None or after.written is None or old["since"] != new["since"]:
+        return None
+    if new["log"] == "others" and old["harvests"] == new["harvests"]:
+        return None
+    return max(0, after.written - before.written) / (after.at - before.at)
 
 
 def problem_of(error: PyvmmError) -> str:
