@@ -11,7 +11,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 
-from pyvmm.dashboard.state import COMMANDS
+from pyvmm.dashboard.state import COMMANDS, UNTOLD
 from pyvmm.dashboard.token import new_token, read_token
 from pyvmm.errors import ConfigError, HostError
 from pyvmm.qmp.endpoints import Endpoint, open_endpoint
@@ -35,7 +35,7 @@ def dashboard(option: str, token_file: str | None, *, confined: bool, say: Calla
         stack.callback(web.close)
         ours, theirs = socket.socketpair()
         stack.callback(theirs.close)
-        endpoint = Endpoint("dashboard", ours, 1, lambda: None, connected=True, only=COMMANDS)
+        endpoint = Endpoint("dashboard", ours, 1, lambda: None, connected=True, only=COMMANDS, untold=UNTOLD)
         stack.callback(endpoint.close)
         said = "" if token_file else f" (token for its failover button: {token})"
         where = _url(web)

@@ -5,58 +5,51 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from pyvmm.qmp.client import CommandError, QmpClient
+import msgspec
+
+from pyvmm.qmp.client import QmpClient
+from pyvmm.qmp.sampling import Rates, Sample, rates, sample
 
 CHECKPOINTS = 120
 """The last ones that are told."""
+PERIOD = 130.0
+"""Seconds before now that the page shows."""
 FAILOVER = "x-colo-lost-heartbeat"
 """What the button does."""
 COMMANDS = frozenset({
-    "qmp_capabilities", "query-name", "query-status", "query-memory-size-summary", "query-colo-status",
-    "query-colo-stats", "query-colo-checkpoints", "query-migrate", "x-query-dirty-heat", FAILOVER,
+    "qmp_capabilities", "query-name", "query-status", "query-stats", "query-memory-size-summary", "query-migrate",
+    "query-colo-status", "query-colo-stats", "query-colo-checkpoints", "x-query-virtio-depths", "x-query-dirty-heat",
+    FAILOVER,
 })  # fmt: skip
 """All that the dashboard can ask of its machine."""
+UNTOLD = frozenset({"STOP", "RESUME"})
+"""Events that come with every checkpoint: they would cost something while nobody looks."""
 
 
 class StateReader:
-    """Asks ``client``. What a machine refuses to tell, or does not have, is left out."""
+    """Asks ``client``. Rates are between two readings."""
 
     def __init__(self, client: QmpClient) -> None:
         self._client = client
-        self._name = ""
+        self._before: Sample | None = None
 
     def read(self) -> dict[str, Any]:
         """The state now. HostError: the machine is gone. DeadlineError: it does not answer."""
-        ask = self._ask
-        if not self._name:
-            self._name = (ask("query-name") or {}).get("name", "")
-        status = ask("query-status") or {}
-        memory = ask("query-memory-size-summary") or {}
-        state: dict[str, Any] = {
-            "at": time.time(),
-            "name": self._name,
-            "status": status.get("status", "unknown"),
-            "memory": memory.get("base-memory", 0),
-            "migration": ask("query-migrate"),
-            "heat": self._heat(),
-        }
-        colo = ask("query-colo-status")
-        if colo is not None:
-            state["colo"] = colo
-            state["colo_stats"] = ask("query-colo-stats")
-            state["checkpoints"] = (ask("query-colo-checkpoints") or [])[-CHECKPOINTS:]
+        found = sample(self._client)
+        between = rates(self._before, found) if self._before is not None else None
+        self._before = found
+        state: dict[str, Any] = msgspec.to_builtins(found)
+        state |= {"at": time.time(), "cpus": _cpus(found, between), "dirty": between.dirty if between else None}
+        if found.colo is not None:
+            since = {"since": time.time() - PERIOD}
+            state["checkpoints"] = self._client.execute("query-colo-checkpoints", since, oob=True)[-CHECKPOINTS:]
         return state
 
-    def _heat(self) -> dict[str, Any]:
-        try:
-            answer = self._client.execute("x-query-dirty-heat")
-        except CommandError as error:
-            return {"problem": str(error)}
-        assert isinstance(answer, dict)
-        return answer
 
-    def _ask(self, command: str) -> Any:
-        try:
-            return self._client.execute(command)
-        except CommandError:
-            return None
+def _cpus(found: Sample, between: Rates | None) -> list[dict[str, Any]]:
+    if between is None:
+        return [{"index": cpu.index, "exits": cpu.exits} for cpu in found.cpus]
+    return [
+        {"index": cpu.index, "exits": cpu.exits, "busy": one.busy, "exits_rate": one.exits, "kinds_rate": one.kinds}
+        for cpu, one in zip(found.cpus, between.cpus, strict=True)
+    ]

@@ -197,8 +197,9 @@ class DirtyTracker:
                 bits = ffi.new("uint64_t[]", words)
                 lib.pv_dirty_harvest(region.dirty.native, bits, words)
                 sets.append(PageSet(region, bits, int(lib.pv_dirty_count(bits, words))))
-            if self.observe is not None:
-                self.observe(sets)
+            observe = self.observe  # which may be taken away meanwhile
+            if observe is not None:
+                observe(sets)
         T.dirty_harvest.on and T.dirty_harvest(self.method, sum(s.count for s in sets))
         return sets
 

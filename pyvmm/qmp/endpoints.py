@@ -16,18 +16,20 @@ BACKLOG = 4
 class Endpoint:
     """A listening socket. ``clients``: how many it serves at once; further ones wait in the backlog.
 
-    ``connected``: no listener, but the one client there will ever be, which may give the commands ``only``.
+    ``connected``: no listener, but the one client there will ever be, which may give the commands ``only`` and is not
+    told the events ``untold``.
     """
 
     def __init__(
         self, label: str, listener: socket.socket, clients: int, remove: Callable[[], None], *,
-        connected: bool = False, only: frozenset[str] | None = None,
+        connected: bool = False, only: frozenset[str] | None = None, untold: frozenset[str] = frozenset(),
     ) -> None:  # fmt: skip
         self.label = label
         self.socket = listener
         self.clients = clients
         self.connected = connected
         self.only = only
+        self.untold = untold
         self._remove = remove
 
     def close(self) -> None:

@@ -85,7 +85,7 @@ class Server:
         """From any thread."""
         document = event_document(name, data)
         for link in list(self._links):
-            if link.session.negotiated:
+            if link.session.negotiated and name not in link.endpoint.untold:
                 line = link.session.send(document)
                 T.qmp_event.on and T.qmp_event(line.decode().rstrip())
         self._monitor.ring()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.framework.browser import chromium
+from tests.framework.topology import Namespace
 
 START_DEADLINE = 30.0
 ANSWER_DEADLINE = 15.0
@@ -23,7 +24,7 @@ ANSWER_DEADLINE = 15.0
 class Browser:
     """One page. What goes wrong in it is kept in ``problems``."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, inside: Namespace | None = None) -> None:
         self.problems: list[str] = []
         self._number = 0
         self._buffer = b""
@@ -36,12 +37,15 @@ class Browser:
             os.dup2(ends[0], 3)
             os.dup2(ends[1], 4)
 
+        command = [
+            chromium(), "--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", "--no-first-run",
+            "--disable-extensions", "--disable-component-update", "--disable-background-networking",
+            f"--user-data-dir={folder}/profile", "--window-size=1300,1400", "about:blank",
+        ]  # fmt: skip
         self._process = subprocess.Popen(
-            [chromium(), "--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe",
-             "--no-first-run", "--disable-extensions", "--disable-component-update", "--disable-background-networking",
-             f"--user-data-dir={folder}/profile", "--window-size=1300,1400", "about:blank"],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, close_fds=False,
-            start_new_session=True, preexec_fn=place,  # noqa: PLW1509
+            inside.command(*command) if inside is not None else command, stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, close_fds=False, start_new_session=True,
+            preexec_fn=place,  # noqa: PLW1509
         )  # fmt: skip
         for fd in (theirs_in, theirs_out, *ends):
             os.close(fd)
@@ -141,9 +145,9 @@ class Browser:
 
 
 @contextlib.contextmanager
-def browsing(folder: Path) -> Iterator[Browser]:
+def browsing(folder: Path, inside: Namespace | None = None) -> Iterator[Browser]:
     """A browser that ends with the block."""
-    browser = Browser(folder)
+    browser = Browser(folder, inside)
     try:
         yield browser
     finally:

@@ -8,6 +8,7 @@ const SHOWN = 120;  // seconds of the charts
 const COLUMNS = 32;
 
 let before = null;  // the state shown last
+let heat = null;  // {at, since, log, regions}, the last there was
 let rates = [];  // pages a second of each cell, smoothed, for each region
 let busy = [];  // {at, cpus: [share of a CPU]}
 let checkpoints = new Map();  // by epoch and time
@@ -66,13 +67,13 @@ function showCpus(state) {
   const cpus = state.cpus ?? [];
   byId("cpus-card").hidden = !cpus.length;
   table(byId("cpus"), ["vCPU", "time", "", "exits/s", "of these"], cpus.map((cpu) => [
-    String(cpu.index), meter(cpu.share ?? 0), `${((cpu.share ?? 0) * 100).toFixed(0)} %`, count(cpu.exits_rate ?? 0),
+    String(cpu.index), meter(cpu.busy ?? 0), `${((cpu.busy ?? 0) * 100).toFixed(0)} %`, count(cpu.exits_rate ?? 0),
     kindsOf(cpu.kinds_rate ?? {}),
   ]));
-  if (cpus.some((cpu) => cpu.share !== undefined)) busy.push({ at: state.at, cpus: cpus.map((cpu) => cpu.share ?? 0) });
+  if (cpus.some((cpu) => cpu.busy !== undefined)) busy.push({ at: state.at, cpus: cpus.map((cpu) => cpu.busy ?? 0) });
   busy = busy.filter((one) => one.at > state.at - SHOWN);
   const chart = [100, 50, 0].flatMap((percent) => [
-    shape("line", { class: "axis", x1: 34, x2: 600, y1: 100 - percent * 0.9, y2: 100 - percent * 0.9 }),
+    shape("line", { class: "axis", x1: 40, x2: 600, y1: 100 - percent * 0.9, y2: 100 - percent * 0.9 }),
     shape("text", { x: 0, y: 104 - percent * 0.9 }, `${percent} %`),
   ]);
   cpus.forEach((_, i) => {
@@ -102,15 +103,15 @@ function drawRegions(regions) {
 }
 
 function showHeat(state) {
-  const heat = state.heat ?? {};
-  const whose = { others: "as checkpoints or migration find them", own: "logged while this page looks", none: "" };
-  byId("heat-note").textContent = heat.problem ?? whose[heat.log] ?? "";
-  if (!heat.regions) return;
-  const shownBefore = document.querySelectorAll("#heat rect").length;
-  if (shownBefore !== heat.regions.reduce((sum, region) => sum + region.written.length, 0)) drawRegions(heat.regions);
-  const old = before?.heat;
-  const comparable = old?.regions?.length === heat.regions.length && old.since === heat.since;
-  const seconds = Math.max(0.05, state.at - (before?.at ?? 0));
+  const whose = { others: "as checkpoints or a migration find them", own: "logged while this page looks", none: "" };
+  byId("heat-note").textContent = state.heat ? whose[state.heat.log] ?? "" : "nobody counts them now";
+  const old = heat;
+  heat = state.heat ? { ...state.heat, at: state.at } : heat;
+  if (!heat) return;
+  const cells = heat.regions.reduce((sum, region) => sum + region.written.length, 0);
+  if (document.querySelectorAll("#heat rect").length !== cells) drawRegions(heat.regions);
+  const comparable = old?.since === heat.since && old.regions.length === heat.regions.length;
+  const seconds = Math.max(0.05, heat.at - (old?.at ?? 0));
   const svgs = document.querySelectorAll("#heat svg");
   heat.regions.forEach((region, r) => {
     const pages = region.bucket / 4096;
@@ -171,7 +172,7 @@ function showCheckpoints(state) {
     ]),
     ...all.map((one) => {
       const x = 596 - (state.at - one.time) * 550 / SHOWN, tall = height(one.pause);
-      const bar = shape("rect", { class: "bar", x: x.toFixed(1), y: 142 - tall, width: 3, height: tall });
+      const bar = shape("rect", { class: "bar", x: x.toFixed(1), y: 142 - tall, width: 2, height: tall });
       bar.append(shape("title", {}, `epoch ${one.epoch}, ${clock(one.time)}, ${one.reason}: pause ${ms(one.pause)}, ` +
         `${count(one.pages)} pages, ${size(one.size)}, received after ${ms(one.received)}`));
       return bar;
@@ -191,16 +192,17 @@ function showPackets(state) {
 }
 
 function showQueues(state) {
-  const queues = state.queues ?? [];
+  const queues = (state.queues ?? []).filter((one) => one.size);  // the others have no driver
   byId("queues-card").hidden = !queues.length;
   table(byId("queues"), ["queue", "", "waiting", "size"], queues.map((one) => [
-    `${one.device} ${one.queue}`, meter(one.size ? one.depth / one.size : 0), count(one.depth), count(one.size),
+    `${one.device} ${one.queue}`, meter(one.size ? one.depth / one.size : 0), one.depth === null ? "?" : count(one.depth),
+    count(one.size),
   ]));
 }
 
 function showMigration(state) {
   const info = state.migration ?? {};
-  byId("migration-card").hidden = !info.status || info.status === "none";
+  byId("migration-card").hidden = !info.status || info.status === "colo";
   list(byId("migration"), [
     ["status", info.status], ["sent", info.ram && size(info.ram.transferred)], ["left", info.ram && size(info.ram.remaining)],
     ["bandwidth", info.ram && `${info.ram.mbps.toFixed(1)} Mbit/s`],
@@ -225,7 +227,8 @@ function show(state) {
   byId("name").textContent = state.name || "pyvmm";
   byId("status").textContent = state.status;
   byId("status").className = `badge ${state.status}`;
-  byId("facts").textContent = `${size(state.memory ?? 0)} of memory`;
+  const written = typeof state.dirty === "number" ? `, ${count(state.dirty)} pages written a second` : "";
+  byId("facts").textContent = `${size(state.memory ?? 0)} of memory${written}`;
   showCpus(state);
   showHeat(state);
   showProtection(state);
