@@ -38,14 +38,6 @@ def sums(image: Image) -> Iterator[bytes]:
         yield sum_of(image.read(offset, size))
 
 
-def whole(image: Image) -> str:
-    """One checksum of all of them, as hexadecimal digits."""
-    digest = hashlib.blake2b(digest_size=SUM)
-    for one in sums(image):
-        digest.update(one)
-    return digest.hexdigest()
-
-
 def differences(first: Image, second: Image) -> Iterator[tuple[int, int]]:
     """(offset, bytes) of each run of pieces that are not the same; images of one size."""
     begin: int | None = None

@@ -132,9 +132,12 @@ class ReplicaDisk:
     def sums(self) -> Iterator[bytes]:
         """Checksums of what the image holds (disk_sums.py). HostError."""
         for offset, size in pieces(self.size):
-            with self._guarded():
-                one = sum_of(self._image.read(offset, size))
-            yield one
+            yield self.sum_at(offset, size)
+
+    def sum_at(self, offset: int, size: int) -> bytes:
+        """Checksum of a piece of the image, which is the disk as of the last checkpoint. HostError."""
+        with self._guarded():
+            return sum_of(self._image.read(offset, size))
 
     # -- what the primary sends -------------------------------------------------------------------
 

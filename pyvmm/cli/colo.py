@@ -53,6 +53,8 @@ def add_parser(subparsers: Any) -> None:
     protect.add_argument("--detach", action="store_true", help="return once it has begun")
     add("failover", _failover, "VM's other side is gone, or is to go: VM goes on alone, if the arbiter agrees")
     add("checkpoint", _checkpoint, "make a checkpoint now")
+    compare = add("compare", _compare, "compare VM's disks with its secondary's, as of a checkpoint", json_too=True)
+    compare.add_argument("peer", metavar="PEER", help="the secondary, in the same ways")
     add("why", _why, "why checkpoints were made", json_too=True)
     top = add("top", _top, "watch VM's checkpoints")
     top.add_argument("--interval", metavar="S", type=float, default=1.0, help="seconds between two looks (default 1)")
@@ -180,6 +182,25 @@ def _checkpoint(args: argparse.Namespace) -> int:
                 return 0
             time.sleep(LOOK / 5)
     raise HostError(f"{args.machine}: no checkpoint within {CHECKPOINT_DEADLINE:g} s")
+
+
+def _compare(args: argparse.Namespace) -> int:
+    """0: the same. 1: not."""
+    from pyvmm.cli.colo_compare import compare_disks
+    from pyvmm.qmp.client import open_client
+
+    with _open(args) as primary, open_client(args.peer) as secondary:
+        found = compare_disks(primary, secondary)
+    if args.json:
+        _print_json({"epoch": found.epoch, "bytes": found.size, "paused-ms": found.paused * 1000,
+                     "differences": [list(one) for one in found.differences]})  # fmt: skip
+    else:
+        for disk, offset, size in found.differences:
+            print(f"disk {disk}: {size} bytes from {offset:#x} on")
+        result = "the same" if not found.differences else "not the same"
+        print(f"{result} as of checkpoint {found.epoch}: {found.disks} disks, {found.size / (1 << 20):.1f} MiB;"
+              f" the guest stood still for {found.paused * 1000:.0f} ms")  # fmt: skip
+    return 1 if found.differences else 0
 
 
 def _why(args: argparse.Namespace) -> int:

@@ -7,6 +7,8 @@ from typing import Any
 
 from pyvmm.errors import HostError
 
+DIFFERENT = 1
+
 
 def add_parser(subparsers: Any) -> None:
     """Declare the subcommand."""
@@ -27,6 +29,11 @@ def add_parser(subparsers: Any) -> None:
         if name == "create":
             action.add_argument("base", metavar="BASE")
         action.set_defaults(run=run)
+    help_text = "compare two disks by checksums of their pieces; status 1 if they are not the same"
+    action = actions.add_parser("compare", help=help_text, description=help_text[0].upper() + help_text[1:] + ".")
+    action.add_argument("first", metavar="IMAGE")
+    action.add_argument("second", metavar="IMAGE")
+    action.set_defaults(run=_compare)
     help_text = "make plain disks of a dead secondary's replicas, as of the newest checkpoint that all of them hold"
     action = actions.add_parser("repair", help=help_text, description=help_text[0].upper() + help_text[1:] + ".")
     action.add_argument("images", metavar="IMAGE", nargs="+", help="all of one secondary that its guest can write")
@@ -69,6 +76,25 @@ def _discard(args: argparse.Namespace) -> int:
     except OSError as error:
         raise HostError(f"{args.overlay}: not emptied: {error.strerror}; mend that and try again") from None
     return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from pyvmm.block.disk_sums import differences
+    from pyvmm.block.image import open_image
+
+    try:
+        with open_image(args.first, read_only=True) as first, open_image(args.second, read_only=True) as second:
+            if first.size != second.size:
+                print(f"{args.first} has {first.size} bytes, {args.second} {second.size}")
+                return DIFFERENT
+            different = 0
+            for offset, size in differences(first, second):
+                different += size
+                print(f"{size} bytes from {offset:#x} on")
+            print(f"{first.size} bytes, {'the same' if not different else f'{different} in pieces that differ'}")
+            return DIFFERENT if different else 0
+    except OSError as error:
+        raise HostError(f"{args.first} and {args.second} cannot be compared: {error.strerror or error}") from None
 
 
 def _repair(args: argparse.Namespace) -> int:

@@ -21,7 +21,7 @@ from typing import Self
 import msgspec
 from iced_x86 import Decoder, Formatter, FormatterSyntax, Instruction, Mnemonic
 
-from pyvmm.arch.x86.control_registers import FLAG_AC, FLAG_DF, FLAG_TF, STATUS_FLAGS
+from pyvmm.arch.x86.control_registers import FLAG_AC, FLAG_DF, FLAG_IF, FLAG_TF, STATUS_FLAGS
 from pyvmm.arch.x86.fallback import emulate
 from pyvmm.arch.x86.fallback.kvm_context import KvmContext
 from pyvmm.arch.x86.faults import Vector
@@ -230,7 +230,7 @@ class DiffRun:
 
     def _guest(self, before: Outcome, instruction: Instruction) -> Outcome:
         self._place(before)
-        regs = msgspec.structs.replace(before.regs, rflags=before.regs.rflags | FLAG_TF)
+        regs = msgspec.structs.replace(before.regs, rflags=before.regs.rflags | FLAG_TF | FLAG_IF)
         ending = self._probe.run_from(self._mode, regs, fs_base=before.fs_base, gs_base=before.gs_base)
         memory, after = self._probe.memory, msgspec.structs.replace(ending.regs)
         data = memory.read(_DATA_GPA, DATA_SIZE)

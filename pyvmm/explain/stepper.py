@@ -1,4 +1,8 @@
-"""``--step``: every instruction of the boot vCPU, one after the other, by the debugger's own means."""
+"""``--step``: every instruction of the boot vCPU, one after the other, by the debugger's own means.
+
+Where the CPU runs CPL 0, an interrupt or exception turns stepping off until its handler has returned (RFLAGS.TF is
+saved and cleared, SDM volume 3, 17.3.1.4): handlers are then seen only where KVM emulates CPL 0.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,14 @@ from typing import TYPE_CHECKING
 
 from iced_x86 import FlowControl, Mnemonic
 
+from pyvmm.arch.x86.control_registers import FLAG_TF, code_bits
 from pyvmm.errors import PyvmmError
 from pyvmm.explain.instructions import Found
 from pyvmm.explain.interrupts import taken
 from pyvmm.explain.watch import tell_work_around
 from pyvmm.gdb.breakpoints import Key
 from pyvmm.gdb.debugger import Debugger, Motion
-from pyvmm.gdb.linear_memory import read_memory
+from pyvmm.gdb.linear_memory import read_memory, write_memory
 from pyvmm.gdb.stops import Exited, Stop
 from pyvmm.kvm.state import Regs
 
@@ -22,6 +27,9 @@ if TYPE_CHECKING:
     from pyvmm.explain.narrator import Narrator
     from pyvmm.machine.machine import Machine
     from pyvmm.machine.vcpu_thread import VcpuThread
+
+
+_PUSHES_FLAGS = (Mnemonic.PUSHF, Mnemonic.PUSHFD, Mnemonic.PUSHFQ)
 
 
 class _Debugger(Debugger):
@@ -92,6 +100,7 @@ class Stepper:
             self._planted = None
         vcpu, done, before = self._machine.vcpus[0], self._next, self._regs
         if done is not None:
+            self._take_our_flag_out(done)
             regs, sregs = vcpu.get_regs(), vcpu.get_sregs()
             vector = taken(self._narrator.reader, before, regs, sregs, self._natural(done, regs))
             self._narrator.stepped(vcpu, done, before, regs, sregs, vector)
@@ -108,6 +117,24 @@ class Stepper:
             self._narrator.current = None
             self._debugger.detach()
             self._done(str(error))
+
+    def _take_our_flag_out(self, done: Found) -> None:
+        """Where the CPU itself steps, an instruction that saves RFLAGS saves the TF that steps it; the guest would be
+        trapped by it when nobody steps any more.
+        """
+        vcpu, memory, mnemonic = self._machine.vcpus[0], self._machine.memory, done.instruction.mnemonic
+        if self._regs.rflags & FLAG_TF or mnemonic not in (Mnemonic.SYSCALL, *_PUSHES_FLAGS):
+            return
+        regs, sregs = vcpu.get_regs(), vcpu.get_sregs()
+        if mnemonic == Mnemonic.SYSCALL:
+            if regs.r11 & FLAG_TF:
+                regs.r11 &= ~FLAG_TF
+                vcpu.set_regs(regs)
+            return
+        at = (sregs.ss.base + regs.rsp + 1) & ((1 << 64) - 1 if code_bits(sregs) == 64 else 0xFFFFFFFF)
+        high = read_memory(memory, sregs, at, 1)
+        if high and high[0] & FLAG_TF >> 8:
+            write_memory(memory, sregs, at, bytes((high[0] & ~(FLAG_TF >> 8),)))
 
     def _natural(self, done: Found, regs: Regs) -> int:
         """Where RIP is if nothing was taken: what it is now, if the instruction may lead there."""

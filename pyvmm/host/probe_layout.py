@@ -34,7 +34,8 @@ STACK_CPL0, STACK_CPL3 = 0x10000, 0x20000
 OPEN_TO_CPL3 = range(0x9000, 0x40000)
 VECTORS = 0x81
 USER_VECTOR = 0x80
-"""The one gate that CPL 3 may call with INT."""
+OPEN_GATES = (3, 4, USER_VECTOR)
+"""Those that CPL 3 may call: INT3, INTO, and one by INT n."""
 HLT = b"\xf4"
 
 KERNEL_CS64, KERNEL_DS, KERNEL_CS32 = 0x08, 0x10, 0x18
@@ -98,7 +99,7 @@ def write_idt(memory: GuestMemory, mode: Mode) -> None:
     gates = bytearray()
     for vector in range(VECTORS):
         stub = STUBS + 16 * vector
-        access = 0xEE00 if vector == USER_VECTOR else 0x8E00
+        access = 0xEE00 if vector in OPEN_GATES else 0x8E00
         if mode is Mode.PROT32:
             gates += struct.pack("<HHHH", stub, KERNEL_CS32, access, 0)
         else:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 COMMAND_SETS = (
     "introspection", "run_state", "machine_facts", "memory", "tracing", "human_monitor", "devices", "descriptors",
-    "snapshots", "migration", "colo", "debugging", "statistics",
+    "snapshots", "migration", "colo", "debugging", "statistics", "disk_sums",
 )  # fmt: skip
 """Modules of ``command_set/``."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import struct
@@ -14,7 +15,7 @@ from pyvmm.cli import main
 from tests.colo.test_pair import MODES, kill
 from tests.framework.migrating import Side
 from tests.framework.pairs import PATIENT, Pair, check_contiguous, colo_status, pairs, wait_alone, wait_protected
-from tests.framework.processes import REPOSITORY, refused
+from tests.framework.processes import REPOSITORY, pyvmm, refused
 
 pytestmark = [pytest.mark.timeout(120)]
 GUEST = REPOSITORY / "guests" / "disk-reader"
@@ -124,6 +125,42 @@ def test_both_disks_are_the_same_when_nothing_is_under_way_and_a_survivor_is_pro
         side.wait_for_text(b"wrote %d" % (numbers[-1] + 100))
         check_disk_of = numbers_in(side.quit())
         check_disk(disks.path("three"), check_disk_of[-1])
+
+
+def test_the_disks_of_a_running_pair_are_compared(tmp_path: Path) -> None:
+    with pairs(tmp_path, (str(GUEST), "--append", "size=512 journal=500")) as pair:
+        disks = DiskPair(tmp_path, pair)
+        secondary = disks.secondary("two")
+        primary = disks.primary("one", secondary, *MODES["periodic"])
+        wait_protected(primary, epoch=2)
+        both = (primary.name, secondary.name)
+        for _ in range(3):
+            primary.wait_for_text(b"wrote %d" % ((numbers_in(primary.output) or [0])[-1] + 20))
+            done = pyvmm("colo", "compare", *both)
+            assert (done.returncode, done.stderr) == (0, b""), done
+            assert re.match(rb"the same as of checkpoint [0-9]+: 1 disks, 0\.0 MiB; the guest stood still", done.stdout)
+        # Somebody else's hand on the secondary's disk, where the guest does not write again before the next look.
+        primary.qmp.execute("stop")
+        primary.qmp.execute("colo-checkpoint-now")
+        wait_protected(primary, epoch=int(colo_status(primary)["x-epoch"]) + 1)
+        with disks.path("two").open("r+b") as file:
+            file.seek(5 * 512 + 100)
+            file.write(b"rotten")
+        done = pyvmm("colo", "compare", *both, "--json")
+        found = json.loads(done.stdout)
+        assert (done.returncode, found["differences"]) == (1, [[0, 0, SECTORS * 512]])
+        assert "not the primary and the secondary" in refused("colo", "compare", both[1], both[0])
+        done = pyvmm("disk", "compare", str(disks.path("one")), str(disks.path("one")))
+        assert done.returncode == 125 and b"is written by another process" in done.stderr
+        primary.qmp.execute("cont")
+        kill(secondary)
+        wait_alone(primary)
+        primary.quit()
+        done = pyvmm("disk", "compare", str(disks.path("one")), str(disks.path("two")))
+        assert (done.returncode, done.stdout.splitlines()[0]) == (1, b"32768 bytes from 0x0 on")
+        (tmp_path / "copy").write_bytes(disks.path("one").read_bytes())
+        done = pyvmm("disk", "compare", str(disks.path("one")), str(tmp_path / "copy"))
+        assert (done.returncode, done.stdout) == (0, b"32768 bytes, the same\n")
 
 
 def test_what_a_new_secondary_has_already_is_not_copied(tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ SIMPLER = {"snapshot-save", "snapshot-load"}
 """QEMU's are jobs that write into nodes of disk images; here a tag names a file."""
 OWN_COMMANDS = {
     "colo-checkpoint-now", "query-colo-checkpoints", "query-colo-stats", "x-colo-protect", "gdbserver",
-    "x-query-dirty-heat", "x-query-virtio-depths",
+    "x-query-dirty-heat", "x-query-virtio-depths", "x-query-disk-sums",
 }  # fmt: skip
 OWN_MEMBERS = {
     "migrate-set-parameters": {"x-stall-timeout", "x-checkpoint-timeout", "x-colo-mode", "x-colo-delta"},
