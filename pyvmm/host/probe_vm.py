@@ -16,6 +16,7 @@ import msgspec
 
 from pyvmm.arch.x86 import layout
 from pyvmm.errors import HostError
+from pyvmm.host.kvm_counters import KvmCounters
 from pyvmm.host.probe_layout import (
     CODE_CPL0,
     CODE_CPL3,
@@ -42,7 +43,6 @@ from pyvmm.host.probe_layout import (
     write_idt,
     write_tables,
 )
-from pyvmm.host.vcpu_statistics import vcpu_statistics
 from pyvmm.kvm.run_deadline import kicked_after
 from pyvmm.kvm.state import CpuidEntry, Regs, VcpuEvents
 from pyvmm.kvm.system import System
@@ -301,4 +301,5 @@ class ProbeVm:
         """KVM's counters of the vCPU; empty where it has none."""
         if not self._system.check_extension("KVM_CAP_BINARY_STATS_FD"):
             return {}
-        return vcpu_statistics(self.vcpu)
+        with KvmCounters(self.vcpu) as counters:
+            return counters.read()

@@ -25,7 +25,7 @@ from pyvmm.devices.system_port_a import SystemPortA
 from pyvmm.devices.task_port import TaskPort
 from pyvmm.devices.vmgenid import VmGenId
 from pyvmm.errors import HostError
-from pyvmm.host.vcpu_statistics import VcpuCounters
+from pyvmm.host.kvm_counters import KvmCounters
 from pyvmm.kvm.system import System
 from pyvmm.kvm.vm import Vm
 from pyvmm.machine.config import MachineConfig
@@ -109,6 +109,7 @@ def build_machine(
             collector=collector, backend=backend,
         )  # fmt: skip
         machine.leases = leases
+        machine.vm_counters = stack.enter_context(KvmCounters(vm))
         machine.devices.extend(_build_devices(machine, backend, collector))
         if config.devices:
             machine.devices.extend(virtio_slots.build_slots(machine, stack))
@@ -119,7 +120,7 @@ def build_machine(
             vcpu.set_cpuid(guest_cpuid(supported, apic_id=index, cpus=config.cpus, tsc_deadline=tsc_deadline))
             dirty.add_vcpu(vcpu)
             machine.add_vcpu(vcpu)
-            machine.counters.append(stack.enter_context(VcpuCounters(vcpu)))
+            machine.counters.append(stack.enter_context(KvmCounters(vcpu)))
         machine.power_on(load_image=saved_ram is None and not config.incoming)
         machine.owned = stack.pop_all()
         return machine

@@ -44,7 +44,7 @@ from pyvmm.memory.guest_memory import GuestMemory
 from pyvmm.trace import trace_group
 
 if TYPE_CHECKING:
-    from pyvmm.host.vcpu_statistics import VcpuCounters
+    from pyvmm.host.kvm_counters import KvmCounters
     from pyvmm.kvm.system import System
     from pyvmm.machine.debug_hook import DebugHook
     from pyvmm.net.leases import Lease
@@ -90,8 +90,9 @@ class Machine:
         self.leases: dict[str, Lease] = {}
         """Places in named networks, by their taps' names. Devices use and close the taps."""
         self.threads: list[VcpuThread] = []
-        self.counters: list[VcpuCounters] = []
+        self.counters: list[KvmCounters] = []
         """KVM's, of each vCPU."""
+        self.vm_counters: KvmCounters
         self.image: LoadedImage | None = None
         self.ending: Ending | None = None
         self.owned = contextlib.ExitStack()

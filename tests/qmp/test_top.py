@@ -14,6 +14,7 @@ import pytest
 
 from pyvmm.qmp.client import CommandError, open_client
 from pyvmm.qmp.sampling import rates, sample
+from tests.framework.pairs import pairs
 from tests.framework.processes import PYVMM, REPOSITORY, Running, pyvmm, refused
 from tests.framework.real_mode import COUNT_FOREVER, image
 from tests.framework.tmux import Terminal
@@ -114,7 +115,17 @@ def test_counters_by_qmp(writer: Running) -> None:
             "query-stats", {"target": "vcpu", "providers": [{"provider": "kvm", "names": ["halt_exits"]}]}, oob=True
         )
         assert [one["name"] for one in some[0]["stats"]] == ["halt_exits"] and len(some) == 1
-        assert client.execute("query-stats", {"target": "vm"})[0]["stats"][0] == {"name": "resets", "value": 0}
+        kvm, own = client.execute("query-stats", {"target": "vm"})
+        assert kvm["provider"] == "kvm" and own["stats"][0] == {"name": "resets", "value": 0}
+        assert client.execute("query-stats", {"target": "vm", "providers": []}) == []
+        # The schemas name what is told, no more and no less.
+        for schema in client.execute("query-stats-schemas", oob=True):
+            wanted = {"target": schema["target"], "providers": [{"provider": schema["provider"]}]}
+            (told,) = client.execute("query-stats", wanted)
+            assert [one["name"] for one in told["stats"]] == [one["name"] for one in schema["stats"]]
+        clock = {"name": "cpu-time-ns", "type": "cumulative", "exponent": -9, "unit": "seconds", "base": 10}
+        _, by_cpu = client.execute("query-stats-schemas", {"provider": "pyvmm"})
+        assert by_cpu["target"] == "vcpu" and by_cpu["stats"][0] == clock
         nobody = {"target": "vcpu", "vcpus": ["/machine/cpu[7]"]}
         for bad in (nobody, {"target": "vm", "vcpus": []}, {"target": "disk"}):
             with pytest.raises(CommandError):
@@ -124,6 +135,26 @@ def test_counters_by_qmp(writer: Running) -> None:
         found = rates(before, sample(client))
         assert found is not None and found.dirty is not None and found.exits > 0 and 0 < found.busy < 1
         assert rates(sample(client), before) is None
+
+
+def test_a_pair(tmp_path: Path) -> None:
+    with pairs(tmp_path) as pair:
+        primary, secondary = pair.start()
+        before = sample(primary.qmp)
+        deadline = time.monotonic() + 20
+        while True:
+            primary.qmp.execute("colo-checkpoint-now")
+            time.sleep(0.1)
+            after = sample(primary.qmp)
+            found = rates(before, after)
+            # What checkpoints harvest is what is known of a protected guest's writes.
+            if found is not None and found.dirty:
+                break
+            assert time.monotonic() < deadline
+        assert after.heat is not None and after.heat["log"] == "others"
+        text = pyvmm("top", "--once", "--interval", "0.1").stdout.decode()
+        for side, role in ((primary, "primary"), (secondary, "secondary")):
+            assert re.search(rf"^{side.name} +running .* {role} +[1-9]", text, re.M), text
 
 
 def test_queues_by_qmp(tmp_path: Path) -> None:
