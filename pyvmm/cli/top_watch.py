@@ -20,8 +20,8 @@ MACHINES_MAX = 64
 ANSWER = 2.0
 """Seconds until a machine that says nothing is not answering."""
 TWICE = 0.5
-NAMES = 0.25
-"""Seconds between two looks for machines that came or went."""
+NAMES = 0.5
+"""Seconds between two looks for machines that came or went; each costs every machine a wakeup."""
 COLUMNS = (
     "NAME", "STATUS", "CPU %", "EXITS/S", "MOST OF THEM", "WRITTEN/S", "MEMORY", "COLO", "EPOCH", "PAUSE", "QUEUED",
 )  # fmt: skip
