@@ -41,6 +41,14 @@ def bucket_pages(size: int) -> int:
     return pages
 
 
+def add_counts(found: PageSet, pages: int, written: list[int]) -> None:
+    """Count the pages of ``found`` in buckets of ``pages``, a multiple of 64."""
+    words, per = len(found.bits), pages // 64
+    for index in range(len(written)):
+        first = index * per
+        written[index] += lib.pv_dirty_count(found.bits + first, min(per, words - first))
+
+
 class DirtyHeat:
     """Of one machine; its methods are called on the machine's loop. Counts only grow while it is watched."""
 
@@ -98,9 +106,5 @@ class DirtyHeat:
         """In the harvest's thread, under the tracker's lock."""
         self.harvests += 1
         for one, pages, written in zip(sets, self._pages, self._written, strict=True):
-            if not one.count:
-                continue
-            words, per = len(one.bits), pages // 64
-            for index in range(len(written)):
-                first = index * per
-                written[index] += lib.pv_dirty_count(one.bits + first, min(per, words - first))
+            if one.count:
+                add_counts(one, pages, written)
