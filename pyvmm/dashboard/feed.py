@@ -15,7 +15,7 @@ from typing import Any
 from pyvmm.dashboard.state import StateReader
 from pyvmm.errors import DeadlineError, HostError, PyvmmError
 from pyvmm.machine.event_loop import clear_eventfd
-from pyvmm.qmp.client import QmpClient
+from pyvmm.qmp.client import CommandError, QmpClient
 
 INTERVAL = 0.5
 """Seconds between two looks."""
@@ -91,7 +91,7 @@ class Feed:
     def _look(self, client: QmpClient, reader: StateReader) -> None:
         try:
             state = reader.read()
-        except DeadlineError as error:
+        except (DeadlineError, CommandError) as error:
             state = {"problem": str(error)}
         while client.events:
             self._note(client.events.pop(0))

@@ -47,6 +47,7 @@ def test_a_machine_at_work(tmp_path: Path) -> None:
         browser.wait("document.querySelector('#events').textContent.includes('RESET')")
         side.qmp.execute("stop")
         browser.wait("document.querySelector('#status').textContent === 'paused'")
+        assert not browser.see("document.querySelector('#events').textContent.includes('STOP')")
         assert browser.problems == []
         side.qmp.execute("quit")
         status, _, problems = side.finish()

@@ -18,9 +18,9 @@ HELLO = b'{"execute":"qmp_capabilities","arguments":{"enable":["oob"]}}'
 class Client:
     """A session whose commands the test answers when it likes; qmp_capabilities is done at once, as by the server."""
 
-    def __init__(self) -> None:
+    def __init__(self, only: frozenset[str] | None = None) -> None:
         self.started: list[tuple[str, bool, Request]] = []
-        self.session = Session(1, self._start)
+        self.session = Session(1, self._start, only)
 
     def _start(self, session: Session, request: Request, oob: bool) -> None:
         assert request.found is not None
@@ -161,3 +161,15 @@ def test_whatever_comes_has_answers_and_raises_nothing(pieces: list[bytes]) -> N
             client.finish()
     answers = client.heard()
     assert all(set(a) <= {"return", "error", "id"} and ("return" in a) != ("error" in a) for a in answers)
+
+
+def test_a_client_that_may_give_some_commands_only() -> None:
+    client = Client(frozenset({"qmp_capabilities", "query-name"}))
+    client.say(HELLO + b'{"execute":"query-name"}')
+    client.finish()
+    client.heard()
+    for way in (b"execute", b"exec-oob"):
+        for name in (b"quit", b"query-status", b"no-such-command"):
+            client.say(b'{"%s":"%s"}' % (way, name))
+            assert client.errors() == [f"The command {name.decode()} is not for this client"]
+    assert client.started == []
