@@ -42,7 +42,7 @@ CALLS = {
     ("secondary", "pair.beat"): (6, ON_BEAT), ("secondary", "pair.kvm"): (150, ON_KVM),
 }  # fmt: skip
 """How many of each there are, at least, until three checkpoints are done, and what may happen at one."""
-IN_MAKE_TEST, BATCH = 16, 8
+IN_MAKE_TEST, BATCH = 48, 16
 
 
 def run(case: Case, folder: Path) -> str:

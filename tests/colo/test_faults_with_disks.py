@@ -39,7 +39,7 @@ CALLS = {
     ("secondary", "pair.disk"): (50, ("kill", "after", "EIO", "ENOSPC", "freeze=0.1")),
 }  # fmt: skip
 """How many of each there are, at least, until three checkpoints are done, and what may happen at one."""
-IN_MAKE_TEST, BATCH = 8, 8
+IN_MAKE_TEST, BATCH = 16, 16
 HEARTBEAT_DEATH = 0.5
 """Seconds: 10 heartbeats of 50 ms."""
 FURTHER = 60

@@ -19,7 +19,7 @@ from tests.framework.call_faults import Fault
 from tests.framework.migrating import Side
 from tests.framework.pairs import check_contiguous, rounds_in
 
-AT_ONCE = 2
+AT_ONCE = 4
 HIT_DEADLINE = 30.0
 END_DEADLINE = 30.0
 FURTHER = 6

@@ -38,7 +38,7 @@ CALLS = {
 """How many of each there are, at least, and what may happen at one."""
 STALL = 1000
 """Milliseconds that either side waits for the other: less than the longer freeze."""
-IN_MAKE_TEST, BATCH = 16, 8
+IN_MAKE_TEST, BATCH = 32, 16
 
 
 def run(case: Case, folder: Path) -> str:
