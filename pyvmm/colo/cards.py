@@ -187,8 +187,7 @@ class PrimaryCards:
     def _take(self, each: EpochFrame) -> None:
         if each.card >= len(self._proxies) or each.direction is not Direction.TX:
             raise ChannelError(f"the secondary sent a frame of card {each.card}, {each.direction.value}")
-        if each.frame is not None:
-            self._proxies[each.card].compare.secondary(each.frame, each.epoch)
+        self._proxies[each.card].compare.secondary(each.frame, each.epoch)
 
     def _scan(self) -> None:
         for proxy in self._proxies:
@@ -273,7 +272,7 @@ class SecondaryCards:
             each = self._ahead.popleft()
             if epoch is None or each.epoch == epoch:
                 self._deliver(each)
-        self._ahead_size = sum(len(each.frame.data) for each in self._ahead if each.frame is not None)
+        self._ahead_size = sum(len(each.frame.data) for each in self._ahead)
 
     def take_over(self) -> None:
         """The guest is this side's: from now on it hears and speaks to clients itself."""
@@ -298,8 +297,6 @@ class SecondaryCards:
         """On the link's thread."""
         if each.card >= len(self._cards) or each.direction is not Direction.RX:
             raise ChannelError(f"the primary sent a frame of card {each.card}, {each.direction.value}")
-        if each.frame is None:
-            return
         with self._lock:
             if each.epoch == self._epoch:
                 self._deliver(each)
@@ -311,7 +308,7 @@ class SecondaryCards:
 
     def _deliver(self, each: EpochFrame) -> None:
         chain = self._cards[each.card].filters
-        if each.frame is not None and self._redirectors and chain.waiting < WAITING_MAX:
+        if self._redirectors and chain.waiting < WAITING_MAX:
             self._redirectors[each.card].deliver(Direction.RX, each.frame)
 
 

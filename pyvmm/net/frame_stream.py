@@ -4,8 +4,8 @@
 
     u32 size of what follows | u8 card | u8 direction: 0 to the guest, 1 from it | u64 epoch | virtio_net_hdr | frame
 
-All big-endian but the header, which goes along as it is: offloads pass from one side to the other. A frame of the epoch
-tells that all before it on this connection belongs to earlier ones; ``marker`` tells it without a frame.
+All big-endian but the header, which goes along as it is: offloads pass from one side to the other. Epochs
+never go back on a connection.
 """
 
 from __future__ import annotations
@@ -27,23 +27,18 @@ LARGEST: int = _AHEAD + lib.PV_NET_UNIT
 
 
 class EpochFrame(msgspec.Struct, frozen=True):
-    """``frame`` is ``None`` in a marker: the epoch has begun. ``card`` counts from 0, in the machine's order."""
+    """``card`` counts from 0, in the machine's order."""
 
     card: int
     direction: Direction
     epoch: int
-    frame: Frame | None
+    frame: Frame
 
 
 def encode(direction: Direction, epoch: int, frame: Frame, card: int = 0) -> bytes:
     """One frame for the other side."""
     size = _AHEAD + len(frame.header) + len(frame.data)
     return _HEAD.pack(size, card, _DIRECTIONS.index(direction), epoch) + frame.header + frame.data
-
-
-def marker(direction: Direction, epoch: int) -> bytes:
-    """All that follows is of this epoch, or later ones."""
-    return _HEAD.pack(_AHEAD, 0, _DIRECTIONS.index(direction), epoch)
 
 
 class FrameDecoder:
@@ -59,7 +54,7 @@ class FrameDecoder:
         found, at = [], 0
         while len(self._buffer) - at >= _SIZE.size:
             (size,) = _SIZE.unpack_from(self._buffer, at)
-            if size != _AHEAD and not _AHEAD + NET_HEADER + lib.PV_NET_FRAME_MIN <= size <= LARGEST:
+            if not _AHEAD + NET_HEADER + lib.PV_NET_FRAME_MIN <= size <= LARGEST:
                 raise ChannelError(f"the other side's proxy sent a frame of {size} bytes")
             if len(self._buffer) - at < _SIZE.size + size:
                 break
@@ -74,5 +69,4 @@ class FrameDecoder:
             raise ChannelError(f"the other side's proxy sent a frame of direction {direction} and epoch {epoch}")
         self._epoch = epoch
         body = bytes(self._buffer[at + _HEAD.size : at + _SIZE.size + size])
-        frame = Frame(body[:NET_HEADER], body[NET_HEADER:]) if body else None
-        return EpochFrame(card, _DIRECTIONS[direction], epoch, frame)
+        return EpochFrame(card, _DIRECTIONS[direction], epoch, Frame(body[:NET_HEADER], body[NET_HEADER:]))

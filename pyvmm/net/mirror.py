@@ -36,20 +36,16 @@ class FilterMirror(Filter):
 class FilterRedirector(Filter):
     """Gives frames of ``direction`` to ``output`` and to nobody else, and brings others in. On the secondary: its
     guest's output goes to the primary's comparison, and what the primary's guest receives comes from there.
-
-    ``open()`` ends that, at a failover: frames pass from then on. Until then those the other way are for nobody.
+    Frames the other way are for nobody, until it is taken out of the chain at a failover.
     """
 
     def __init__(self, output: Output, name: str = "filter-redirector", direction: Direction = Direction.TX) -> None:
         super().__init__(name)
         self._redirected = direction
         self._output = output
-        self._closed = True
 
     def handle(self, direction: Direction, frame: Frame) -> Frame | None:
-        """Not passed on until ``open()``."""
-        if not self._closed:
-            return frame
+        """Not passed on."""
         if direction is self._redirected:
             self._output(direction, frame)
         return None
@@ -57,7 +53,3 @@ class FilterRedirector(Filter):
     def deliver(self, direction: Direction, frame: Frame) -> None:
         """A frame from elsewhere, on its way behind this filter. Any thread."""
         self.inject(direction, frame)
-
-    def open(self) -> None:
-        """Let frames pass; nothing goes to ``output`` after this but what is in ``handle`` now."""
-        self._closed = False
