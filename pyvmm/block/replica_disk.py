@@ -34,7 +34,6 @@ from pyvmm.block.pair_file import (
     write_pair,
 )  # fmt: skip
 from pyvmm.block.write_log import (
-    FLUSH,
     MARKER,
     RECORD,
     WRITE,
@@ -172,9 +171,6 @@ class ReplicaDisk:
                     return epoch
                 at += _size_of(record)
             self._keep(epoch, batch[first:at])
-            if records and records[-1].kind == FLUSH and epoch > 1:
-                # Not for its own sake, since an epoch without its marker is dropped: so that little is left for that.
-                self._log.sync(epoch)
         return 0
 
     def _keep(self, epoch: int, records: memoryview) -> None:
@@ -209,10 +205,6 @@ class ReplicaDisk:
     def zero_from_primary(self, epoch: int, offset: int, length: int) -> None:
         """As :meth:`receive` of one range of zeros."""
         self.receive(memoryview(encode_record(ZERO, epoch, offset, length)))
-
-    def flush_from_primary(self, epoch: int) -> None:
-        """As :meth:`receive` of one flush."""
-        self.receive(memoryview(encode_record(FLUSH, epoch)))
 
     def marker_from_primary(self, epoch: int) -> None:
         """As :meth:`receive` of a marker: durable when it returns."""

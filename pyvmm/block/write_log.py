@@ -25,7 +25,7 @@ from pyvmm.errors import ChannelError, HostError
 from pyvmm.native import ffi, lib
 
 RECORD = struct.Struct("<IIQQQ")
-WRITE, ZERO, FLUSH, MARKER = range(1, 5)
+WRITE, ZERO, MARKER = 1, 2, 4
 DATA_MAX = 1 << 20
 """Bytes of one WRITE."""
 KEPT = 64 << 20
@@ -73,7 +73,7 @@ def decode_record(batch: memoryview, at: int, disk: int) -> tuple[Record, int]:
     if kind in (WRITE, ZERO):
         if offset % SECTOR or length % SECTOR or not length or offset > disk or length > disk - offset:
             raise ChannelError(f"a write of {length} bytes at {offset} of a disk of {disk}")
-    elif kind not in (FLUSH, MARKER):
+    elif kind != MARKER:
         raise ChannelError(f"a record of the unknown kind {kind}")
     return Record(kind, epoch, offset, length, batch[begin:end]), end
 
@@ -195,11 +195,6 @@ class WriteLog:
         segment.append(encode_record(MARKER, epoch))
         os.fdatasync(segment.fd)
         segment.marked = True
-
-    def sync(self, epoch: int) -> None:
-        """Make durable what there is of ``epoch``. OSError."""
-        if self.began(epoch):
-            os.fdatasync(self._of(epoch).fd)
 
     def apply(self, epoch: int, write: Callable[[Record], None]) -> bool:
         """``write`` each record of ``epoch``, which is marked, in order; whether there was one. HostError, OSError."""

@@ -22,7 +22,7 @@
 #include <pthread.h>
 
 #define PV_FORWARD_DATA (1u << 20)       /* bytes of one record's data, at most */
-enum { PV_FORWARD_WRITE = 1, PV_FORWARD_ZERO = 2, PV_FORWARD_FLUSH = 3, PV_FORWARD_MARKER = 4 };
+enum { PV_FORWARD_WRITE = 1, PV_FORWARD_ZERO = 2, PV_FORWARD_MARKER = 4 };
 
 struct pv_forward_record {
 	struct pv_forward_record *next;

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from pyvmm.block import disk_sums
 from pyvmm.block.image import SECTOR, open_image
 from pyvmm.block.replica_disk import ReplicaDisk
-from pyvmm.block.write_log import FLUSH, MARKER, WRITE, encode_record
+from pyvmm.block.write_log import MARKER, WRITE, encode_record
 from pyvmm.colo import disks
 from pyvmm.colo.disks import HEAD, PrimaryDisks, SecondaryDisks
 from pyvmm.colo.session import ColoCounters, ColoSession
@@ -350,7 +350,7 @@ def message(number: int, records: bytes, size: int | None = None) -> bytes:
         (message(0, b"", disks.BATCH + 1), f"{disks.BATCH + 1} bytes for disk 0"),
         (message(0, encode_record(WRITE, 1, SIZE, data=bytes(SECTOR))), "of a disk of"),
         (message(0, encode_record(MARKER, 2)), "epoch 2 came where 1 was due"),
-        (message(0, encode_record(FLUSH, 1)[:-1]), "cut off"),
+        (message(0, encode_record(MARKER, 1)[:-1]), "cut off"),
         (message(0, bytes(32)), "damaged"),
     ],
     ids=["disk", "size", "place", "epoch", "length", "checksum"],
