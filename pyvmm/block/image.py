@@ -180,6 +180,15 @@ def disk_size(fd: int, path: str) -> tuple[int, bool]:
     return size, is_device
 
 
+def disk_size_of(path: str) -> tuple[int, bool]:
+    """(bytes, whether it is a block device) of the disk at ``path``. ConfigError, HostError."""
+    fd = open_disk_file(path, read_only=True)
+    try:
+        return disk_size(fd, path)
+    finally:
+        os.close(fd)
+
+
 def lock_disk(fd: int, path: str, *, shared: bool) -> None:
     """Take the lock that keeps a second writer away. HostError if somebody has it."""
     try:

@@ -21,7 +21,7 @@ import threading
 from collections.abc import Iterator
 
 from pyvmm.block.disk_sums import pieces, sum_of
-from pyvmm.block.image import Image, disk_size, lock_disk, open_disk_file, open_image
+from pyvmm.block.image import Image, disk_size_of, lock_disk, open_disk_file, open_image
 from pyvmm.block.overlay import Overlay, create_overlay, open_overlay
 from pyvmm.block.pair_file import (
     PairFile,
@@ -33,6 +33,7 @@ from pyvmm.block.pair_file import (
     remove_pair,
     write_pair,
 )  # fmt: skip
+from pyvmm.block.watched import watched
 from pyvmm.block.write_log import (
     MARKER,
     RECORD,
@@ -44,7 +45,7 @@ from pyvmm.block.write_log import (
     encode_record,
     write_all,
 )  # fmt: skip
-from pyvmm.errors import ChannelError, ConfigError, HostError
+from pyvmm.errors import ChannelError, ConfigError, DeadlineError, HostError
 from pyvmm.native import lib
 from pyvmm.trace import trace_group
 
@@ -52,6 +53,8 @@ T = trace_group("block")
 
 LIMIT = 1 << 30
 """Bytes that the primary may write between two checkpoints."""
+END_PATIENCE = 30.0
+"""Seconds without a cluster merged that make the host's disk one that does not answer."""
 
 
 class ReplicaOverlay(Overlay):
@@ -62,6 +65,8 @@ class ReplicaOverlay(Overlay):
 
     def close(self) -> None:
         """As any overlay; a survivor's disk is a plain one again then. OSError."""
+        if self.replica is not None and self.replica.stuck:
+            return  # a thread still uses it all, and keeps it until the process ends
         replica, self.replica = self.replica, None
         was_the_guest = replica is not None and replica.over
         try:
@@ -69,7 +74,10 @@ class ReplicaOverlay(Overlay):
                 replica.end()
         finally:
             try:
-                super().close()
+                if replica is not None and replica.stuck:
+                    self.replica = replica
+                else:
+                    super().close()
             except OSError:
                 if was_the_guest:  # else nobody misses it, and what failed has been told
                     raise
@@ -121,6 +129,8 @@ class ReplicaDisk:
         """The newest epoch that is durable as a whole."""
         self.over = False
         """After a failover: this is no replica any more."""
+        self.stuck = False
+        """The host's disk did not answer at the end; nothing was given back."""
         self._merging: threading.Thread | None = None
 
     @property
@@ -289,14 +299,22 @@ class ReplicaDisk:
         """The device is at rest for good, and closes its disk. OSError: it is no plain one; the file beside it says so.
         """
         try:
-            if self._merging is not None:
-                self._merging.join()
             if self.over:
-                self.settle()
+                watched(self._merge_and_settle, lambda: self.overlay.clusters_used, END_PATIENCE, "settle")
         except HostError as error:
             raise OSError(errno.EIO, str(error)) from None
+        except DeadlineError as error:
+            self.stuck = True
+            raise OSError(errno.ETIMEDOUT, f"merging: {error}; is the host's disk well? What the guest flushed is in"
+                          f" --disk {self.path},overlay={overlay_path(self.path)}") from None  # fmt: skip
         finally:
-            self.close()
+            if not self.stuck:
+                self.close()
+
+    def _merge_and_settle(self) -> None:
+        if self._merging is not None:
+            self._merging.join()
+        self.settle()
 
     def settle(self) -> None:
         """After a failover, with the device at rest for good: the image is a plain disk again. HostError."""
@@ -365,15 +383,6 @@ def _scratch(path: str) -> ReplicaOverlay:
         overlay.close()
         raise
     return overlay
-
-
-def disk_size_of(path: str) -> tuple[int, bool]:
-    """(bytes, whether it is a block device) of the disk at ``path``. ConfigError, HostError."""
-    fd = open_disk_file(path, read_only=True)
-    try:
-        return disk_size(fd, path)
-    finally:
-        os.close(fd)
 
 
 def check_not_the_guests(path: str) -> None:
