@@ -323,7 +323,13 @@ class OutgoingMigration:
             if self.status is MigrationStatus.CANCELLING:
                 raise ChannelError("cancelled")
             self._handed_over = True
-        send_struct(channel, Message.GO, Go(self._paused_here))
+        try:
+            send_struct(channel, Message.GO, Go(self._paused_here))
+        except ChannelError:
+            # What was not sent as a whole cannot have been received: the guest is this side's still.
+            with self._lock:
+                self._handed_over = False
+            raise
         try:
             expect(channel, Message.RUNNING)
         except ChannelError as error:

@@ -21,9 +21,10 @@
       (sets its taps down, gives up its
       places in networks)
 
-Until it has sent ``go`` the source owns the guest: whatever fails before that, it goes on as if nothing had happened,
-and the destination ends with an error. From then on it never runs the guest by itself: if the connection breaks before
-``running``, nobody can know from here whether the destination does, and two running copies would be worse than none.
+Until it has sent ``go``, all of it, the source owns the guest: whatever fails before that, it goes on as if nothing had
+happened, and the destination ends with an error. From then on it never runs the guest by itself: if the connection
+breaks before ``running``, nobody can know from here whether the destination does, and two running copies would be worse
+than none.
 
 With the capability ``x-colo`` the two become a pair instead: in place of ``prepare`` comes ``colo``, and what follows
 is the checkpoint protocol (pyvmm/colo), which carries what is still to be sent. It is not known here: who begins a

@@ -15,12 +15,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyvmm.errors import SectionError
+from pyvmm.errors import ChannelError, SectionError
 from pyvmm.memory.guest_memory import PAGE_SIZE
-from pyvmm.migration.channel import Listener
+from pyvmm.migration.channel import Channel, Listener
 from pyvmm.migration.incoming import IncomingMigration
 from pyvmm.migration.outgoing import SMALL, OutgoingMigration
 from pyvmm.migration.parameters import Capabilities, MigrationStatus, Parameters
+from pyvmm.migration.protocol import Message
 from tests.unit.migration.fake_machines import PAGES, Loop, Machine, relay
 
 Spoil = Callable[[int, bytes], bytes | None]
@@ -124,6 +125,22 @@ def test_a_guest_that_was_paused_stays_so_at_the_source_when_it_fails(pair: Pair
     assert pair.run() is MigrationStatus.FAILED
     assert pair.migration is not None and "another CPU" in str(pair.migration.problem)
     assert not pair.source.running and pair.source.holds_disks
+
+
+def test_a_go_that_cannot_be_sent_hands_nothing_over(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A source that was stopped for longer than the destination waited: nobody would have the guest."""
+    send = Channel.send
+
+    def fail(channel: Channel, kind: int, payload: bytes = b"") -> None:
+        if kind == Message.GO:
+            channel.close()
+            raise ChannelError("the connection broke: Broken pipe")
+        send(channel, kind, payload)
+
+    monkeypatch.setattr(Channel, "send", fail)
+    assert pair.run() is MigrationStatus.FAILED
+    assert pair.source.running and pair.source.holds_disks and not pair.target.running
+    assert pair.migration is not None and pair.migration.problem == "the connection broke: Broken pipe"
 
 
 @settings(deadline=None, max_examples=40)
