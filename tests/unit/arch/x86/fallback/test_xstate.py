@@ -18,7 +18,7 @@ from tests.unit.arch.x86.fallback.fake_cpu import FakeCpu
 from tests.unit.arch.x86.fallback.instruction_forms import cpu_flags
 from tests.unit.arch.x86.fallback.native import Host, assert_same_fault, assert_same_registers, assert_same_state
 
-AREA = 0x2800  # more than any area
+AREA = 0x3000  # more than any area, AMX's tiles included
 SAVES = {  # opcode with [rdi], the CPU flag it needs, compacted
     "xsave": ("0fae27", "xsave", False),
     "xsave64": ("480fae27", "xsave", False),
@@ -64,7 +64,10 @@ def content(host: Host, area: bytes, saved: int) -> dict[str, bytes]:
         found["x87"], found["st"] = stored if present & 1 << X87 else initial
     if saved & 1 << SSE:
         found["xmm"] = area[XMM_AT : XMM_AT + 256] if present & 1 << SSE else bytes(256)
-    if (saved & present & 1 << SSE) if compact else saved & (1 << SSE | 1 << AVX):
+    if compact and saved & 1 << SSE:
+        # A CPU may take SSE for used though it is as at the beginning; then MXCSR is written, as what it would be.
+        found["mxcsr"] = area[24:28] if present & 1 << SSE else MXCSR_INIT.to_bytes(4, "little")
+    elif not compact and saved & (1 << SSE | 1 << AVX):
         found["mxcsr"] = area[24:28]
     for number, (at, size) in layout(host, area).items():
         if saved >> number & 1:
@@ -158,6 +161,8 @@ def test_restoring_as_the_cpu(
     assert_same_fault(cpu, native)
     assert_same_registers(cpu, native, name)
     assert bytes(cpu.data[:AREA]) == native.data == area
+    if cpu.injected and mxcsr is not None and mxcsr > 0xFFFF:
+        return  # #GP for an MXCSR that cannot be, and some CPUs have loaded a part by then
     assert_same_state(host, cpu.xsave, native.state.xsave)
 
 
