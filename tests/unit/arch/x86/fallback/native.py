@@ -134,7 +134,11 @@ def assert_same_state(host: Host, ours: bytes, theirs: bytes, *, mmx_fault: bool
     """
     mine, native = host.image(ours), host.image(theirs)
     if mmx_fault and not int.from_bytes(native.data[2:4], "little") & TOP:
-        mine.data[2:4] = (int.from_bytes(mine.data[2:4], "little") & ~TOP).to_bytes(2, "little")
+        status = int.from_bytes(mine.data[2:4], "little")
+        top = status >> 11 & 7
+        mine.data[2:4] = (status & ~TOP).to_bytes(2, "little")
+        stack = bytes(mine.data[ST_AT : ST_AT + 128])  # ST0 first, that is, register number TOP
+        mine.data[ST_AT : ST_AT + 128] = stack[16 * (8 - top) :] + stack[: 16 * (8 - top)]
     assert mine.data[:24].hex() == native.data[:24].hex(), "x87 environment"
     # What an all-empty x87 stack holds is meaningless, and CPUs that save nothing of an initial x87 lose it.
     for i in range(8 if mine.data[:24] != X87_INITIAL else 0):
