@@ -22,13 +22,18 @@ from iced_x86 import (
 )
 
 from pyvmm.arch.x86.control_registers import code_bits
+from pyvmm.arch.x86.faults import PageFault
+from pyvmm.arch.x86.paging import Access as PageAccess
+from pyvmm.arch.x86.paging import walk
+from pyvmm.errors import GuestMemoryError
 from pyvmm.explain.symbols import Symbols
-from pyvmm.gdb.linear_memory import read_memory, translate
+from pyvmm.gdb.linear_memory import read_memory
 from pyvmm.gdb.registers import linear_pc
 from pyvmm.kvm.state import Regs, Sregs
 from pyvmm.memory.guest_memory import GuestMemory
 
 LENGTH_MAX = 15
+_ANY_RIGHTS = PageAccess(smap_override=True)
 SWEEP_MAX = 4096
 _REPEATS = (0xF2, 0xF3)
 _IN = {Mnemonic.IN, Mnemonic.INSB, Mnemonic.INSW, Mnemonic.INSD}
@@ -180,16 +185,8 @@ def _linear(instruction: Instruction, operand: int, regs: Regs, sregs: Sregs, si
 
 def translate_any(memory: GuestMemory, sregs: Sregs, linear: int) -> int | None:
     """GPA behind ``linear``, RAM or not; ``None``: not mapped."""
-    from pyvmm.arch.x86.faults import PageFault
-    from pyvmm.arch.x86.paging import Access as PageAccess
-    from pyvmm.arch.x86.paging import walk
-    from pyvmm.errors import GuestMemoryError
-
-    found = translate(memory, sregs, linear)
-    if found is not None:
-        return found.gpa
     try:
-        return walk(memory, sregs, linear, PageAccess(smap_override=True)).gpa
+        return walk(memory, sregs, linear, _ANY_RIGHTS).gpa
     except (PageFault, GuestMemoryError):
         return None
 
