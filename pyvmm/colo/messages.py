@@ -23,11 +23,12 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import select
 import socket
 import ssl
 import struct
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Literal, Protocol
 
 from pyvmm.errors import ChannelError
@@ -102,7 +103,8 @@ class Recorder(Protocol):
 
 
 class Conversation:
-    """One side's end of the replication connection; owns ``sock``. One thread talks; any may :meth:`abort`.
+    """One side's end of the replication connection; owns ``sock``. One thread talks; any may :meth:`abort` or
+    :meth:`fall_silent`.
 
     ``timeout``: seconds that each wait within a checkpoint may take. ChannelError ends a conversation for good.
     """
@@ -114,6 +116,8 @@ class Conversation:
         self.turns = Turns()
         self.bytes_sent = self.bytes_received = 0
         self._socket = sock
+        sock.setblocking(False)
+        self._wake, self._waker = socket.socketpair()
         self._recorder = recorder
 
     def fileno(self) -> int:
@@ -161,49 +165,76 @@ class Conversation:
             self._read(buffer[at:], min(PIECE, size - at), self.timeout)
         return buffer[:size]
 
-    def abort(self, *, quietly: bool = False) -> None:
-        """From any thread: whoever waits here fails at once. ``quietly``: who waits to read, and the other side is not
-        to notice yet.
-        """
+    def abort(self) -> None:
+        """From any thread: whoever waits here fails at once, and so does the other side."""
         with contextlib.suppress(OSError):  # it is gone already
-            self._socket.shutdown(socket.SHUT_RD if quietly else socket.SHUT_RDWR)
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def fall_silent(self) -> None:
+        """From any thread: whoever waits here fails at once. The other side sees nothing of it until :meth:`close`."""
+        with contextlib.suppress(OSError):  # it is closed already
+            self._waker.send(b"x")
 
     def close(self) -> None:
-        """Give the socket back."""
-        self._socket.close()
+        """Give the sockets back."""
+        for sock in (self._socket, self._wake, self._waker):
+            sock.close()
 
     def _note(self, side: Side, message: Message, size: int = 0) -> None:
         if self._recorder is not None:
             self._recorder.note(side, message, size)
 
     def _write(self, pieces: Iterable[bytes | memoryview]) -> None:
-        self._socket.settimeout(self.timeout)
-        try:
+        with self._line_errors():
             for piece in pieces:
-                self._socket.sendall(piece)
-                self.bytes_sent += len(piece)
-        except TimeoutError:
-            raise ChannelError(f"the {self.other} took nothing for {self.timeout:g} s") from None
-        except (OSError, ValueError) as error:  # ValueError: closed under our feet by abort and close
-            raise ChannelError(f"the connection to the {self.other} broke: {_why(error)}") from None
+                view, until = memoryview(piece), time.monotonic() + self.timeout
+                while view:
+                    try:
+                        count = self._socket.send(view)
+                    except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError) as busy:
+                        if not self._wait(busy, select.POLLOUT, until):
+                            raise ChannelError(f"the {self.other} took nothing for {self.timeout:g} s") from None
+                    else:
+                        view = view[count:]
+                        self.bytes_sent += count
 
     def _read(self, buffer: bytearray | memoryview, size: int, timeout: float | None) -> memoryview:
         view = memoryview(buffer)[:size]
         done, until = 0, None if timeout is None else time.monotonic() + timeout
-        try:
+        with self._line_errors():
             while done < size:
-                self._socket.settimeout(None if until is None else max(until - time.monotonic(), 0.001))
-                count = self._socket.recv_into(view[done:])
-                if not count:
-                    raise ChannelError(f"the {self.other} closed the connection")
-                done += count
-                until = until or time.monotonic() + self.timeout  # what was begun must come to its end
-        except (TimeoutError, ssl.SSLWantReadError):
-            raise ChannelError(f"the {self.other} sent nothing for {self.timeout:g} s") from None
-        except (OSError, ValueError) as error:
-            raise ChannelError(f"the connection to the {self.other} broke: {_why(error)}") from None
+                try:
+                    count = self._socket.recv_into(view[done:])
+                except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError) as busy:
+                    if not self._wait(busy, select.POLLIN, until):
+                        raise ChannelError(f"the {self.other} sent nothing for {self.timeout:g} s") from None
+                else:
+                    if not count:
+                        raise ChannelError(f"the {self.other} closed the connection")
+                    done += count
+                    until = until or time.monotonic() + self.timeout  # what was begun must come to its end
         self.bytes_received += size
         return view
+
+    def _wait(self, busy: Exception, event: int, until: float | None) -> bool:
+        """Until the line is ready for what it was ``busy`` for; False: not in time. ChannelError: fall_silent."""
+        if isinstance(busy, ssl.SSLError):  # TLS may have to read before it can write, and the other way round
+            event = select.POLLIN if isinstance(busy, ssl.SSLWantReadError) else select.POLLOUT
+        poll = select.poll()
+        poll.register(self._wake, select.POLLIN)
+        poll.register(self._socket, event)
+        left = None if until is None else max(until - time.monotonic(), 0.0) * 1000
+        ready = poll.poll(left)
+        if any(fd == self._wake.fileno() for fd, _ in ready):
+            raise ChannelError(f"this side has nothing more to say to the {self.other}")
+        return bool(ready)
+
+    @contextlib.contextmanager
+    def _line_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:  # ValueError: closed under our feet by abort and close
+            raise ChannelError(f"the connection to the {self.other} broke: {_why(error)}") from None
 
 
 def _why(error: Exception) -> str:

@@ -224,8 +224,11 @@ class ColoSession:
             if self._loading and self.failover.begin():
                 self.failover.defer()  # the guest is half one checkpoint and half the next: first it is whole
         self._suspected_at = self._suspected_at or time.monotonic()
-        # Who was told is to ask the arbiter first; a side that sees the line end would ask, too.
-        self._abort(quietly=reason == "request")
+        if reason == "request":
+            # Who was told is to ask the arbiter first; a side that saw the line end would ask, too, and might win.
+            self._with_conversation(Conversation.fall_silent)
+        else:
+            self._with_conversation(Conversation.abort)
 
     def suspect(self, reason: str) -> None:
         """The heartbeat's: the other side is not heard any more."""
@@ -286,12 +289,12 @@ class ColoSession:
 
     def give_up(self) -> None:
         """This side cannot go on as what it is: whoever waits, fails."""
-        self._abort()
+        self._with_conversation(Conversation.abort)
 
     def close(self) -> None:
         """This process ends: whoever waits, fails."""
         self.closing = True
-        self._abort()
+        self._with_conversation(Conversation.abort)
 
     def release(self) -> None:
         """Give the descriptor back; nobody waits any more."""
@@ -302,11 +305,12 @@ class ColoSession:
         if self.recorder is not None:
             self.recorder.close()
 
-    def _abort(self, *, quietly: bool = False) -> None:
+    def _with_conversation(self, end: Callable[[Conversation], None]) -> None:
+        """Whoever waits is to look up."""
         with self._lock:
             conversation = self._conversation
         if conversation is not None:
-            conversation.abort(quietly=quietly)
+            end(conversation)
         self.ring()
 
 

@@ -196,7 +196,7 @@ class Side:
         if heartbeat is not None:
             with contextlib.suppress(OSError):
                 heartbeat._socket.shutdown(2)
-        self.session._abort()
+        self.session.give_up()
 
 
 class World:

@@ -16,6 +16,9 @@ from tests.framework.moving import run_for, twin_of
 
 CATALOG = load_catalog(Path(__file__).resolve().parents[2] / "guests" / "guests.toml")
 MOVES_MAX = 12
+MOVES_WANTED = 3
+RUNS_MAX = 20
+"""On a fast host a short guest is over after one move, or none: then another is begun."""
 
 
 def run_moving(guest: GuestEntry, seed: int, longest: float) -> tuple[Ending, bytes, int]:
@@ -51,7 +54,12 @@ def run_moving(guest: GuestEntry, seed: int, longest: float) -> tuple[Ending, by
 )
 def test_a_guest_does_not_notice_that_it_moves(name: str, longest: float, seed: int) -> None:
     guest = CATALOG[name]
-    ending, output, moves = run_moving(guest, seed, longest)
-    assert describe_mismatch(guest.expected, output.decode()) is None, output
-    assert ending.status == guest.status
-    assert moves >= 3
+    moves = 0
+    for run in range(RUNS_MAX):
+        ending, output, moved = run_moving(guest, 1000 * run + seed, longest)
+        assert describe_mismatch(guest.expected, output.decode()) is None, output
+        assert ending.status == guest.status
+        moves += moved
+        if moves >= MOVES_WANTED:
+            return
+    raise AssertionError(f"{moves} moves in {RUNS_MAX} runs: this guest is over before it can be moved")

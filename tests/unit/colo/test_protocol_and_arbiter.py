@@ -69,9 +69,20 @@ def test_each_of_it_alone_at_each_message_of_a_checkpoint(event: str) -> None:
         judge(World("periodic", {step: event}), "periodic")
 
 
+@pytest.mark.parametrize("told", ["primary", "secondary"])
+@pytest.mark.parametrize("mode", ["periodic", "hybrid"])
+def test_who_is_told_that_the_other_is_gone_goes_on(mode: str, told: str) -> None:
+    """Also in the midst of a checkpoint: the other side, which lives, notices nothing before the arbiter was asked."""
+    for step in range(14, 40):
+        world = World(mode, {step: f"ask {told}"})
+        judge(world, mode)
+        side = {"primary": world.primary, "secondary": world.secondary}[told]
+        assert side.outcome == "owner", (step, world.primary.outcome, world.secondary.outcome)
+        assert side.session.last_reason == "request"
+
+
 def test_output_that_is_let_out_too_early_is_found() -> None:
     """Or else the tests above would prove nothing."""
-
 
     def at_once(hold: OutputHold, data: bytes) -> None:
         if hold.mode != "discard":
