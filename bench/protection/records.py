@@ -79,7 +79,14 @@ def until_received(messages: Iterable[tuple[float, str]]) -> list[float]:
 
 def sizes(trace: Iterable[str]) -> list[int]:
     """Bytes of each checkpoint in pyvmm's trace."""
-    return [int(match[1]) for line in trace if (match := re.search(r"\tvmstate-size (\d+)$", line.rstrip("\n")))]
+    found, state = [], 0
+    for line in trace:
+        if match := re.search(r"\tvmstate-(send|size) (\d+)$", line.rstrip("\n")):
+            if match[1] == "send":
+                state = int(match[2])
+            else:
+                found.append(state + int(match[2]))
+    return found
 
 
 def resident_of(smaps: Iterable[str], memory: str) -> tuple[int, int]:

@@ -1,14 +1,16 @@
-"""A checkpoint as it crosses the wire behind vmstate-size.
+"""A checkpoint as it crosses the wire: its state behind vmstate-send, then its pages behind vmstate-size.
 
 ::
 
-    head       magic "PVMC" | u32 version | u64 term | u64 epoch | u64 bytes of RAM | u64 bytes of state | u32 flags
-    RAM        batches: u32 region | u32 flags | u64 bytes | batch (native/ram_stream.h)
-    state      sections.py
-    checksum   u32 CRC-32C of all before it
+    state      head       magic "PVMC" | u32 version | u64 term | u64 epoch | u64 bytes of sections | u32 flags
+               sections   migration/sections.py
+               checksum   u32 CRC-32C of all before it
+    pages      batches    u32 region | u32 flags | u64 bytes | batch (native/ram_stream.h)
+               checksum   u32 CRC-32C of all before it, the state part's bytes included
 
-Big-endian but for the batches and the state, which are as elsewhere. Term and epoch make a checkpoint that is replayed,
-or comes out of order, or belongs to another pair's life, one that is refused.
+Big-endian but for the batches and the sections, which are as elsewhere. Term and epoch make a checkpoint that is
+replayed, or comes out of order, or belongs to another pair's life, one that is refused. The state comes first: the
+secondary checks it while the primary still makes its pages smaller.
 """
 
 from __future__ import annotations
@@ -20,14 +22,15 @@ from typing import NamedTuple
 from pyvmm.errors import ChannelError
 from pyvmm.native import ffi, lib
 
-HEAD = struct.Struct(">4sIQQQQI")
+HEAD = struct.Struct(">4sIQQQI")
 BATCH = struct.Struct(">IIQ")
 CHECKSUM = struct.Struct(">I")
 MAGIC = b"PVMC"
-VERSION = 1
+VERSION = 2
 FLAG_RUNNING = 1
 """The guest ran at the primary, and goes on."""
 STATE_MAX = 16 << 20
+"""Bytes of sections."""
 
 
 class Batch(NamedTuple):
@@ -38,61 +41,88 @@ class Batch(NamedTuple):
     data: memoryview
 
 
-class Checkpoint(NamedTuple):
-    """A whole one, as it was received; ``batches`` and ``state`` are looked into by others."""
+class SavedState(NamedTuple):
+    """The first part, as it was received; ``sections`` are looked into by others."""
 
-    term: int
     epoch: int
     running: bool
-    batches: tuple[Batch, ...]
-    state: memoryview
+    sections: memoryview
+    crc: int
+    """Of all of it; the pages' checksum goes on from there."""
 
 
-def head_of(term: int, epoch: int, ram: int, state: int, *, running: bool) -> bytes:
-    """The first bytes; ``ram`` and ``state`` are sizes in bytes, RAM's with its batches' heads."""
-    return HEAD.pack(MAGIC, VERSION, term, epoch, ram, state, FLAG_RUNNING if running else 0)
+def head_of(term: int, epoch: int, sections: int, *, running: bool) -> bytes:
+    """The first bytes; ``sections`` is their size."""
+    return HEAD.pack(MAGIC, VERSION, term, epoch, sections, FLAG_RUNNING if running else 0)
 
 
-def size_of(ram: int, state: int) -> int:
-    """Bytes of a checkpoint of so much RAM and state."""
-    return HEAD.size + ram + state + CHECKSUM.size
+def state_size(sections: int) -> int:
+    """Bytes of the state part with so many bytes of sections."""
+    return HEAD.size + sections + CHECKSUM.size
 
 
-def with_checksum(pieces: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
-    """``pieces``, one after the other, and then the checksum over them."""
-    crc = 0
-    for piece in pieces:
-        crc = _checksum(crc, piece)
-        yield piece
-    yield CHECKSUM.pack(crc)
+def pages_size(batches: int) -> int:
+    """Bytes of the pages part with so many bytes of batches, their heads included."""
+    return batches + CHECKSUM.size
+
+
+class Summed:
+    """The checksum over a checkpoint's parts, one after the other."""
+
+    def __init__(self) -> None:
+        self.crc = 0
+
+    def part(self, pieces: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+        """``pieces``, one after the other, and then the checksum."""
+        for piece in pieces:
+            self._add(piece)
+            yield piece
+        end = CHECKSUM.pack(self.crc)
+        self._add(end)
+        yield end
+
+    def _add(self, piece: bytes | memoryview) -> None:
+        self.crc = _checksum(self.crc, piece)
 
 
 def _checksum(crc: int, piece: bytes | memoryview) -> int:
     return int(lib.pv_crc32c(crc, ffi.from_buffer(piece), len(piece))) if len(piece) else crc
 
 
-def decode_checkpoint(payload: memoryview, *, term: int, epoch: int) -> Checkpoint:
-    """Check ``payload`` (hostile) as far as this format goes. ChannelError: damaged, or not the one that is due."""
-    if len(payload) < HEAD.size + CHECKSUM.size:
-        raise ChannelError(f"a checkpoint of {len(payload)} bytes")
-    covered = payload[: -CHECKSUM.size]
-    if _checksum(0, covered) != CHECKSUM.unpack(payload[-CHECKSUM.size :])[0]:
+def _covered(part: memoryview, crc: int, least: int) -> memoryview:
+    """What the checksum at the end of ``part`` covers, if it is right. ChannelError."""
+    if len(part) < least + CHECKSUM.size:
+        raise ChannelError(f"a part of a checkpoint of {len(part)} bytes")
+    covered = part[: -CHECKSUM.size]
+    if _checksum(crc, covered) != CHECKSUM.unpack(part[-CHECKSUM.size :])[0]:
         raise ChannelError("a checkpoint was damaged on the way")
-    magic, version, its_term, its_epoch, ram, state, flags = HEAD.unpack_from(payload)
+    return covered
+
+
+def decode_state(part: memoryview, *, term: int, epoch: int) -> SavedState:
+    """Check the state part (hostile) as far as this format goes. ChannelError: damaged, or not the one that is due."""
+    covered = _covered(part, 0, HEAD.size)
+    magic, version, its_term, its_epoch, size, flags = HEAD.unpack_from(part)
     if magic != MAGIC or version != VERSION or flags & ~FLAG_RUNNING:
         raise ChannelError(f"a checkpoint of version {version} with flags {flags:#x}; this side knows {VERSION}")
     if (its_term, its_epoch) != (term, epoch):
         raise ChannelError(f"checkpoint {its_epoch} of term {its_term} came where {epoch} of {term} was due")
-    if state > STATE_MAX or HEAD.size + ram + state != len(covered):
-        raise ChannelError(f"a checkpoint of {len(payload)} bytes says {ram} of RAM and {state} of state")
-    batches, at, end = [], HEAD.size, HEAD.size + ram
-    while at < end:
-        if end - at < BATCH.size:
+    if size > STATE_MAX or HEAD.size + size != len(covered):
+        raise ChannelError(f"the state part of a checkpoint has {len(part)} bytes and says {size} of sections")
+    return SavedState(its_epoch, bool(flags & FLAG_RUNNING), covered[HEAD.size :], _checksum(0, part))
+
+
+def decode_pages(part: memoryview, state: SavedState) -> tuple[Batch, ...]:
+    """Check the pages part (hostile) that belongs to ``state``. ChannelError: damaged, or of another checkpoint."""
+    covered = _covered(part, state.crc, 0)
+    batches, at = [], 0
+    while at < len(covered):
+        if len(covered) - at < BATCH.size:
             raise ChannelError("a batch of pages without its head")
-        region, kind, size = BATCH.unpack_from(payload, at)
+        region, kind, size = BATCH.unpack_from(covered, at)
         at += BATCH.size
-        if size > end - at:
-            raise ChannelError(f"a batch of {size} bytes where {end - at} are left")
-        batches.append(Batch(region, kind, payload[at : at + size]))
+        if size > len(covered) - at:
+            raise ChannelError(f"a batch of {size} bytes where {len(covered) - at} are left")
+        batches.append(Batch(region, kind, covered[at : at + size]))
         at += size
-    return Checkpoint(its_term, its_epoch, bool(flags & FLAG_RUNNING), tuple(batches), covered[end:])
+    return tuple(batches)

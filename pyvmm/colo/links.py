@@ -21,7 +21,7 @@ from pyvmm.trace import trace_group
 
 T = trace_group("colo")
 
-VERSION = 4
+VERSION = 5
 """Of the protocol between the two, this and messages.py's."""
 TOKEN = 16
 """Bytes."""

@@ -6,15 +6,15 @@
  once                         <---- checkpoint-ready
  each       checkpoint-request ------------------->
                               <---- checkpoint-reply        (hybrid: its guest stands still)
-            vmstate-send ------------------------->
-            vmstate-size + payload --------------->         payload: checkpoint.py
+            vmstate-send + state ----------------->         both payloads: checkpoint.py
+            vmstate-size + pages ----------------->
                               <---- vmstate-received        (all of it is held, and was checked)
                               <---- vmstate-loaded
  at the end guest-ended, instead of a request ---->
                               <---- guest-ended
 
-A message is one big-endian u32; behind vmstate-size come a big-endian u64 and so many bytes. guest-ended is this
-program's own: a guest that powers off is over on both sides, and must not live on in the secondary.
+A message is one big-endian u32; behind vmstate-send and vmstate-size come a big-endian u64 and so many bytes.
+guest-ended is this program's own: a guest that powers off is over on both sides, and must not live on in the secondary.
 
 :class:`Turns` knows the order and nothing else, so that a recorded conversation is judged by the same rules.
 """
@@ -62,6 +62,8 @@ class Message(enum.IntEnum):
         return self.name.lower().replace("_", "-")
 
 
+WITH_PAYLOAD = frozenset({Message.VMSTATE_SEND, Message.VMSTATE_SIZE})
+
 _NEXT: dict[Message | None, tuple[Side, tuple[Message, ...]]] = {
     None: ("secondary", (Message.CHECKPOINT_READY,)),
     Message.CHECKPOINT_READY: ("primary", (Message.CHECKPOINT_REQUEST, Message.GUEST_ENDED)),
@@ -99,7 +101,7 @@ class Recorder(Protocol):
     """Who keeps a conversation (recording.py)."""
 
     def note(self, side: Side, message: Message, size: int) -> None:
-        """``side`` said ``message``; ``size`` of the payload behind vmstate-size, else 0."""
+        """``side`` said ``message``; ``size`` of the payload behind it, else 0."""
 
 
 class Conversation:
@@ -131,12 +133,12 @@ class Conversation:
         self._note(self.side, message)
         self._write([ID.pack(message)])
 
-    def send_state(self, pieces: Iterable[bytes | memoryview], size: int) -> None:
-        """vmstate-size and its payload, ``size`` bytes in all."""
-        self.turns.take(self.side, Message.VMSTATE_SIZE)
-        T.colo_send_message.on and T.colo_send_message(f"{Message.VMSTATE_SIZE.label} {size}")
-        self._note(self.side, Message.VMSTATE_SIZE, size)
-        self._write([ID.pack(Message.VMSTATE_SIZE) + SIZE.pack(size)])
+    def send_with(self, message: Message, pieces: Iterable[bytes | memoryview], size: int) -> None:
+        """``message`` and its payload, ``size`` bytes in all."""
+        self.turns.take(self.side, message)
+        T.colo_send_message.on and T.colo_send_message(f"{message.label} {size}")
+        self._note(self.side, message, size)
+        self._write([ID.pack(message) + SIZE.pack(size)])
         self._write(pieces)
 
     def expect(self, *wanted: Message, idle: bool = False) -> Message:
@@ -149,17 +151,17 @@ class Conversation:
         T.colo_receive_message.on and T.colo_receive_message(message.label)
         if message not in wanted:
             raise ChannelError(f"{message.label} came where {' or '.join(m.label for m in wanted)} was due")
-        if message is not Message.VMSTATE_SIZE:
+        if message not in WITH_PAYLOAD:
             self._note(self.other, message)
         return message
 
-    def expect_state(self, buffer: memoryview) -> memoryview:
-        """vmstate-size and its payload, put into ``buffer``; ChannelError, and nothing taken, if it is larger."""
-        self.expect(Message.VMSTATE_SIZE)
+    def expect_with(self, message: Message, buffer: memoryview) -> memoryview:
+        """``message`` and its payload, put into ``buffer``; ChannelError, and nothing taken, if it is larger."""
+        self.expect(message)
         size = SIZE.unpack(self._read(bytearray(SIZE.size), SIZE.size, self.timeout))[0]
         if size > len(buffer):
-            raise ChannelError(f"a checkpoint of {size} bytes; {len(buffer)} is the most there can be")
-        self._note(self.other, Message.VMSTATE_SIZE, size)
+            raise ChannelError(f"{message.label} with {size} bytes; {len(buffer)} is the most there can be")
+        self._note(self.other, message, size)
         for at in range(0, size, PIECE):
             # A deadline for each piece: a slow line may take its time, one that trickles may not.
             self._read(buffer[at:], min(PIECE, size - at), self.timeout)

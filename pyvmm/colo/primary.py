@@ -13,11 +13,11 @@ import secrets
 import select
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TypeVar
 
 from pyvmm.colo.cards import PrimaryCards
-from pyvmm.colo.checkpoint import head_of, size_of, with_checksum
+from pyvmm.colo.checkpoint import Summed, head_of, pages_size, state_size
 from pyvmm.colo.config import check_plaintext
 from pyvmm.colo.disks import PrimaryDisks
 from pyvmm.colo.heartbeat import Heartbeat
@@ -209,19 +209,21 @@ class Primary:
         times = CheckpointTimes(session.epoch + 1, reason or "asked", time.time())
         began = time.perf_counter()
         conversation.send(Message.CHECKPOINT_REQUEST)
-        conversation.expect(Message.CHECKPOINT_REPLY)
-        stopped = time.perf_counter()
+        stopped = time.perf_counter()  # while the other side holds its replica, which takes as long
         try:
             copied = self._copy(times.epoch)
-            if not staging.overflowed:
-                resumed = begin_on_loop(self._post, self._go_on)
-                conversation.send(Message.VMSTATE_SEND)
+            resumed = None if staging.overflowed else begin_on_loop(self._post, self._go_on)
+            checksum = Summed()
+            state = (head_of(session.term, times.epoch, len(copied.state), running=copied.running), copied.state)
+            times.size = state_size(len(copied.state))
+            conversation.expect(Message.CHECKPOINT_REPLY)
+            conversation.send_with(Message.VMSTATE_SEND, checksum.part(state), times.size)
+            if resumed is not None:
                 times.pause = resumed() - stopped
-            else:
-                conversation.send(Message.VMSTATE_SEND)
             staging.shrink(self._parameters().x_colo_delta)
-            times.size = size_of(staging.size, len(copied.state))
-            conversation.send_state(with_checksum(self._pieces(copied)), times.size)
+            pages = pages_size(staging.size)
+            conversation.send_with(Message.VMSTATE_SIZE, checksum.part(staging.pieces()), pages)
+            times.size += pages
         finally:
             self._on_loop(side.go_on)
         times.pause = times.pause or time.perf_counter() - stopped
@@ -249,13 +251,6 @@ class Primary:
     def _go_on(self) -> float:
         self._side.go_on()
         return time.perf_counter()
-
-    def _pieces(self, copied: Copied) -> Iterator[bytes | memoryview]:
-        session = self._session
-        state = copied.state
-        yield head_of(session.term, session.epoch + 1, self._staging.size, len(state), running=copied.running)
-        yield from self._staging.pieces()
-        yield state
 
     # -- the end --------------------------------------------------------------------------------
 

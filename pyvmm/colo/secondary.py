@@ -10,11 +10,11 @@ from __future__ import annotations
 import contextlib
 import mmap
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from pyvmm.colo.cards import SecondaryCards
-from pyvmm.colo.checkpoint import STATE_MAX, Checkpoint, decode_checkpoint, size_of
+from pyvmm.colo.checkpoint import STATE_MAX, Batch, SavedState, decode_pages, decode_state, pages_size, state_size
 from pyvmm.colo.config import ColoConfig
 from pyvmm.colo.disks import SecondaryDisks
 from pyvmm.colo.heartbeat import Heartbeat
@@ -29,7 +29,7 @@ from pyvmm.machine.ending import Ending
 from pyvmm.memory.guest_memory import PAGE_SIZE, GuestMemory
 from pyvmm.migration.announcer import Announcer
 from pyvmm.migration.channel import Channel, Listener
-from pyvmm.migration.loop_call import call_on_loop
+from pyvmm.migration.loop_call import begin_on_loop, call_on_loop
 from pyvmm.migration.parameters import Parameters
 from pyvmm.migration.protocol import Message as MigrationMessage
 from pyvmm.migration.protocol import decode, send_struct
@@ -39,6 +39,7 @@ from pyvmm.trace import trace_group
 T = trace_group("colo")
 
 R = TypeVar("R")
+STATE_ROOM = state_size(STATE_MAX)
 KEPT = 8 << 20
 """Bytes of the buffer that stay touched between two checkpoints."""
 
@@ -52,12 +53,13 @@ class IncomingBuffer:
 
     def __init__(self, memory: GuestMemory) -> None:
         pages = memory.size // PAGE_SIZE
-        largest = size_of(memory.size + pages * 16 + PAGE_SIZE, STATE_MAX)
-        self._map = mmap.mmap(-1, largest, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000)
-        self.view = memoryview(self._map)
+        largest = pages_size(memory.size + pages * 16 + PAGE_SIZE)
+        self._map = mmap.mmap(-1, STATE_ROOM + largest, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000)
+        whole = memoryview(self._map)
+        self.pages, self.state = whole[:largest], whole[largest:]
 
     def shrink(self, used: int) -> None:
-        """Give back what a large checkpoint took."""
+        """Give back what a large checkpoint took, of whose pages ``used`` bytes are."""
         if used > KEPT:
             self._map.madvise(mmap.MADV_DONTNEED, KEPT, len(self._map) - KEPT)
 
@@ -194,10 +196,10 @@ class Secondary:
         buffer = IncomingBuffer(self._side.machine.memory)
         while not self._session.failover_wanted:
             with without_collections():
-                buffer.shrink(self._take_checkpoint(buffer.view))
+                buffer.shrink(self._take_checkpoint(buffer))
 
-    def _take_checkpoint(self, buffer: memoryview) -> int:
-        """The next one; bytes of it."""
+    def _take_checkpoint(self, buffer: IncomingBuffer) -> int:
+        """The next one; bytes of its pages."""
         session, conversation, side = self._session, self._conversation, self._side
         if conversation.expect(Message.CHECKPOINT_REQUEST, Message.GUEST_ENDED, idle=True) is Message.GUEST_ENDED:
             session.guest_ended = True  # before the answer: then the primary's heartbeat may end
@@ -205,12 +207,17 @@ class Secondary:
             raise PrimaryEnded
         self._on_loop(side.suspend)
         conversation.send(Message.CHECKPOINT_REPLY)
-        conversation.expect(Message.VMSTATE_SEND)
-        payload = conversation.expect_state(buffer)
-        checkpoint = decode_checkpoint(payload, term=session.term, epoch=session.epoch + 1)
-        self._replica.check(checkpoint.batches)
-        apply = self._on_loop(lambda: side.prepare(checkpoint.state, self._cards, self._disks, checkpoint.epoch))
-        self._disks.wait_marked(checkpoint.epoch, self._timeout)
+        part = conversation.expect_with(Message.VMSTATE_SEND, buffer.state)
+        state = decode_state(part, term=session.term, epoch=session.epoch + 1)
+        # Checked while the pages come.
+        prepared = begin_on_loop(
+            self._post, lambda: side.prepare(state.sections, self._cards, self._disks, state.epoch)
+        )
+        payload = conversation.expect_with(Message.VMSTATE_SIZE, buffer.pages)
+        batches = decode_pages(payload, state)
+        self._replica.check(batches)
+        apply = prepared()
+        self._disks.wait_marked(state.epoch, self._timeout)
         with session.loading():
             # It is held: from here on it counts, and the primary may let out what its guest said before it.
             broken: ChannelError | None = None
@@ -218,22 +225,22 @@ class Secondary:
                 conversation.send(Message.VMSTATE_RECEIVED)
             except ChannelError as error:
                 broken = error
-            self._on_loop(lambda: self._load(checkpoint, apply))
+            self._on_loop(lambda: self._load(state, batches, apply))
             session.epoch += 1
         if broken is not None:
             raise broken
         conversation.send(Message.VMSTATE_LOADED)
-        if session.mode == "hybrid" and checkpoint.running:
+        if session.mode == "hybrid" and state.running:
             self._on_loop(side.run_replica)
         return len(payload)
 
-    def _load(self, checkpoint: Checkpoint, apply: Callable[[], None]) -> None:
-        T.colo_flush_ram_cache_begin.on and T.colo_flush_ram_cache_begin(checkpoint.epoch)
-        rolled = self._replica.roll_forward(checkpoint.batches)
-        T.colo_flush_ram_cache_end.on and T.colo_flush_ram_cache_end(checkpoint.epoch, rolled.dropped, rolled.written)
+    def _load(self, state: SavedState, batches: Sequence[Batch], apply: Callable[[], None]) -> None:
+        T.colo_flush_ram_cache_begin.on and T.colo_flush_ram_cache_begin(state.epoch)
+        rolled = self._replica.roll_forward(batches)
+        T.colo_flush_ram_cache_end.on and T.colo_flush_ram_cache_end(state.epoch, rolled.dropped, rolled.written)
         self._session.counters.rolled_back_pages += rolled.dropped
         self._side.load(apply)
-        self._session.runs = checkpoint.running
+        self._session.runs = state.running
 
     # -- the end --------------------------------------------------------------------------------
 

@@ -263,7 +263,7 @@ class World:
     @contextlib.contextmanager
     def _rigged(self) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
-            for name in ("send", "send_state"):
+            for name in ("send", "send_with"):
                 stack.enter_context(mock.patch.object(Conversation, name, self._stepping(getattr(Conversation, name))))
             stack.enter_context(mock.patch.object(Ownership, "claim", self._claim(Ownership.claim)))
             stack.enter_context(mock.patch.object(secondary_module, "ReplicaMemory", FakeReplica))

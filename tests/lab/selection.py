@@ -70,7 +70,7 @@ TOO_LONG = {
     "kvm/test_boot_entry.py": "a compiler and a process for each case",
     "guest/test_guests.py::test_the_dirtier_refuses_options_it_cannot_follow": A_PROCESS_EACH,
 }
-"""Repeated only where there is time: PYVMM_LAB=long, which is `make torture`."""
+"""Repeated only where there is time: PYVMM_LAB=long, which is `make lab-torture`."""
 
 
 def long_form() -> bool:

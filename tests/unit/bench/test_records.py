@@ -51,10 +51,12 @@ qemu-system-x86_64: warning: host doesn't support requested feature
 PYVMM = """\
 # ns\ttid\tgroup\tevent\ttext
 100000000000\t7\tcolo\tcolo_send_message\tcheckpoint-request
+100090000000\t7\tcolo\tcolo_send_message\tvmstate-send 200
 100100000000\t7\tcolo\tcolo_send_message\tvmstate-size 1000
 100200000000\t7\tcolo\tcolo_receive_message\tvmstate-received
 100500000000\t7\tcolo\tcolo_send_message\tcheckpoint-request
 100500100000\t7\tcolo\tcolo_failover_set_state\tnone -> require, changed 1
+100500900000\t7\tcolo\tcolo_send_message\tvmstate-send 300
 100501000000\t7\tcolo\tcolo_send_message\tvmstate-size 5000
 100502500000\t7\tcolo\tcolo_receive_message\tvmstate-received
 100900000000\t7\tcolo\tcolo_send_message\tcheckpoint-request
@@ -64,7 +66,7 @@ PYVMM = """\
 def test_traces_of_both_tell_the_time_until_received_without_the_first_and_the_unfinished() -> None:
     assert until_received(qemu_messages(QEMU.splitlines())) == pytest.approx([4.0])
     assert until_received(pyvmm_messages(PYVMM.splitlines())) == pytest.approx([2.5])
-    assert sizes(PYVMM.splitlines()) == [1000, 5000]
+    assert sizes(PYVMM.splitlines()) == [1200, 5300]
 
 
 SMAPS = """\
